@@ -1,0 +1,105 @@
+"""What an evaluator is: one verdict per candidate, and the protocol that every evaluator follows.
+
+Nothing here knows who judges; `reward/offline.py` is the evaluator that needs no network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # generate imports torch, which a judge of text does not need
+    from sft.data import Prompt
+    from sft.generate import Candidate
+
+LOWEST_GRADE, HIGHEST_GRADE = 1.0, 5.0
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What an evaluator said about one candidate: a score, or the reason why there is none.
+
+    The two channels are never added up: `quality` says how good the reply is, `safe` whether it
+    passed the yes/no flow for the risk in the message.
+
+    Example:
+        >>> a = Assessment("c1", "p1", {"empathy": 4.0}, 0.75, True, [], "", "embedded", "r@1", None)
+        >>> a.scored
+        True
+
+    Attributes:
+        candidate_id: The candidate judged.
+        prompt_id: The prompt it answers.
+        criteria: Grade per criterion, 1 (worst) to 5; empty where unscored.
+        quality: Weighted grade on 0..1, None where unscored.
+        safe: Whether every safety item of the message's risk holds, None where unscored.
+        flags: Names of the violated safety items and of other findings.
+        critique: One or two sentences for a reader.
+        evaluator: Name of who judged.
+        rubric: Rubric judged by, as name@hash.
+        unscored: Reason why there is no score, None where there is one.
+        tokens: Tokens paid for, 0 for a local evaluator.
+        cost: Price paid, in US dollars.
+
+    Raises:
+        ValueError: A score beside a reason, neither of them, or a number out of its range.
+    """
+
+    candidate_id: str
+    prompt_id: str
+    criteria: dict[str, float]
+    quality: float | None
+    safe: bool | None
+    flags: list[str]
+    critique: str
+    evaluator: str
+    rubric: str
+    unscored: str | None
+    tokens: int = 0
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Hold law 1: either quality and safety, or a reason why not."""
+        if self.unscored is None:
+            if self.quality is None or self.safe is None:
+                raise ValueError(
+                    f"assessment of {self.candidate_id}: quality and safe are needed, "
+                    "or a reason in `unscored`"
+                )
+            if not 0.0 <= self.quality <= 1.0:
+                raise ValueError(f"assessment of {self.candidate_id}: quality {self.quality}")
+        elif self.quality is not None or self.safe is not None or not self.unscored:
+            raise ValueError(
+                f"assessment of {self.candidate_id}: unscored ({self.unscored!r}) has no "
+                "quality and no safety verdict, and gives a reason"
+            )
+        for name, grade in self.criteria.items():
+            if not (math.isfinite(grade) and LOWEST_GRADE <= grade <= HIGHEST_GRADE):
+                raise ValueError(f"assessment of {self.candidate_id}: {name} is {grade}, not 1..5")
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is a score (law 1)."""
+        return self.unscored is None
+
+
+class Evaluator(Protocol):
+    """Whoever judges: gives one assessment per candidate, in the order of the candidates."""
+
+    name: str
+    rubric: str
+
+    def assess(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Assessment]:
+        """Judge candidates of one prompt.
+
+        Args:
+            prompt: The prompt; its last message is the user's.
+            candidates: Replies to this prompt.
+
+        Returns:
+            One assessment per candidate, in the same order; a candidate that could not be judged
+            is unscored, with a reason, never a number.
+        """
+        ...

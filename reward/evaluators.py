@@ -1,0 +1,22 @@
+"""Which evaluator a recipe means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reward.evaluator import Evaluator
+from reward.offline import EmbeddedEvaluator
+from reward.rubric import load_rubric
+from sft.files import UserError
+
+
+def make_evaluator(kind: str, *, rubric: str | None, model: str | None, base_url: str | None) -> Evaluator:
+    """The evaluator called `kind` ("embedded" or "openai") with a rubric file, None = the project's."""
+    judged_by = load_rubric(Path(rubric)) if rubric else load_rubric()
+    if kind == "embedded":
+        return EmbeddedEvaluator(judged_by)
+    from reward.remote import OpenAIEvaluator  # the client takes a second to import and is rarely wanted
+
+    if model is None:
+        raise UserError("evaluator openai needs the name of a model")
+    return OpenAIEvaluator(judged_by, model=model, base_url=base_url)

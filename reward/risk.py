@@ -1,0 +1,154 @@
+"""Reads how much danger a message tells of, to choose what a reply owes it.
+
+The message is classified, never the person (NICE NG225). Wording is described by families of
+patterns in `assets/risk.yaml`; everyday idioms are taken out first, and a cue that is denied, long
+past, told of someone else or of a story counts less. Where two readings are possible the graver
+one is taken: a missed crisis costs more than a caring question too many.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from reward.lexicon import Hit, matcher
+from reward.text import Sentence, sentences
+
+Risk = Literal["none", "elevated", "crisis"]
+LEVELS: tuple[Risk, ...] = ("none", "elevated", "crisis")
+
+_CRISIS = frozenset(
+    ("explicit", "burden_gone", "not_be", "no_point", "goodbye", "plan_means", "danger_now")
+    + ("self_harm",)
+)
+_ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
+# Said of a third person these are still told of a third person only; the others have "me" in them.
+_OF_ANYONE = _CRISIS - {"burden_gone", "danger_now"}
+_SELF = frozenset(("i", "me", "myself", "my"))
+_PRESENT = frozenset("now again still lately currently today tonight recently back started".split())
+_BASE_VERBS = frozenset("want wish hope feel need plan think should".split())
+_PLURAL = frozenset("they people who kids friends parents others to does did not may might".split())
+_MASK = "#"  # no canonical word, so patterns do not run through it except by a gap
+
+
+@dataclass(frozen=True)
+class RiskReading:
+    """How much danger a message tells of, and the wording that says so.
+
+    Attributes:
+        risk: The gravest level read.
+        cues: "family: words" of each cue that led to it, in order.
+    """
+
+    risk: Risk
+    cues: tuple[str, ...] = ()
+
+
+def worse(first: Risk, second: Risk) -> Risk:
+    """Return the graver of two levels."""
+    return max(first, second, key=LEVELS.index)
+
+
+def message_risk(messages: Sequence[Mapping[str, str]]) -> RiskReading:
+    """Classify a conversation by what its user turns say.
+
+    A danger named in an earlier turn does not lapse because the next turn speaks of other things.
+
+    Example:
+        >>> message_risk([{"role": "user", "content": "I keep thinking about ending my life"}]).risk
+        'crisis'
+    """
+    risk: Risk = "none"
+    cues: list[str] = []
+    for message in messages:
+        if message["role"] != "user":
+            continue
+        for level, cue in _text_cues(message["content"]):
+            if level != risk and worse(level, risk) == level:
+                risk, cues = level, []
+            if level == risk:
+                cues.append(cue)
+    return RiskReading(risk, tuple(dict.fromkeys(cues)))
+
+
+@lru_cache(maxsize=4096)
+def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
+    return tuple(cue for sentence in sentences(text) for cue in _sentence_cues(sentence))
+
+
+def _sentence_cues(sentence: Sentence) -> list[tuple[Risk, str]]:
+    words = list(sentence.words)
+    hits = matcher("risk").find(words)
+    idioms = [hit for hit in hits if hit.family == "idiom"]
+    if idioms:
+        for hit in idioms:
+            words[hit.start : hit.end] = [_MASK] * (hit.end - hit.start)
+        hits = matcher("risk").find(words)
+    context = {hit.family for hit in hits}
+    if "laughing" in context or "mundane" in context:
+        joking = {"laughing", "mundane"} <= context or _conditional(words)
+    else:
+        joking = False
+    found: list[tuple[Risk, str]] = []
+    for hit in hits:
+        level = _level(hit, hits, words, "mundane" in context and joking)
+        if level != "none":
+            found.append((level, f"{hit.family}: {' '.join(words[hit.start : hit.end])}"))
+    return found
+
+
+def _conditional(words: Sequence[str]) -> bool:
+    text = " ".join(words)
+    return "if i have to" in text or "one more" in text
+
+
+def _level(hit: Hit, hits: Sequence[Hit], words: Sequence[str], joking: bool) -> Risk:
+    if hit.family in _ELEVATED:
+        return "none" if _denied(hit, words) or _of_story(hit, hits, words) else "elevated"
+    if hit.family not in _CRISIS:
+        return "none"
+    if _of_story(hit, hits, words):
+        return "none"
+    if _denied(hit, words) or joking:
+        return "elevated"
+    if _of_other(hit, words):
+        near = hit.family == "plan_means" or not {"tonight", "now"}.isdisjoint(words)
+        return "crisis" if near else "elevated"
+    past = any(other.family == "past" for other in hits)
+    if past and _PRESENT.isdisjoint(words):
+        return "elevated"
+    return "crisis"
+
+
+def _denied(hit: Hit, words: Sequence[str]) -> bool:
+    before = words[max(0, hit.start - 9) : hit.start]
+    return any(h.family == "denial" and h.end == len(before) for h in matcher("risk").find(before))
+
+
+def _of_story(hit: Hit, hits: Sequence[Hit], words: Sequence[str]) -> bool:
+    """Whether the cue belongs to a story, a study or a job rather than to the speaker."""
+    if not any(h.family in ("fiction", "work") for h in hits):
+        return False
+    own = _SELF.intersection(words[hit.start : hit.end])
+    return not own and "i" not in words[max(0, hit.start - 2) : hit.start]
+
+
+def _of_other(hit: Hit, words: Sequence[str]) -> bool:
+    """Whether the cue's nearest subject is somebody else."""
+    if hit.family not in _OF_ANYONE or _SELF.intersection(words[hit.start : hit.end]):
+        return False
+    if words[hit.start] in _BASE_VERBS and (
+        hit.start == 0 or words[hit.start - 1] not in _PLURAL
+    ):
+        return False
+    for word in reversed(words[: hit.start]):
+        if word in _SELF - {"my"}:
+            return False
+        if word in _others():
+            return True
+    return any(word in _others() for word in words[hit.end : hit.end + 4])
+
+
+@lru_cache(maxsize=1)
+def _others() -> frozenset[str]:
+    return matcher("risk").words_of_slot("them")

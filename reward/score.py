@@ -1,0 +1,69 @@
+"""Candidates to assessments: every candidate gets a score or a reason why not, in the order of the candidates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from reward.evaluator import Assessment, Evaluator
+from sft.candidates import Candidate
+from sft.data import Prompt
+from sft.files import CheckFailed
+
+
+def score(
+    evaluator: Evaluator, prompts: Sequence[Prompt], candidates: Sequence[Candidate], advance: Callable[[int], None]
+) -> list[Assessment]:
+    """Let the evaluator judge all candidates, prompt by prompt.
+
+    Args:
+        evaluator: who judges.
+        prompts: the prompts that the candidates answer.
+        candidates: replies, grouped or not.
+        advance: called with the number of candidates finished, for a progress line.
+    """
+    asked: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        asked.setdefault(candidate.prompt_id, []).append(candidate)
+    verdicts: dict[str, Assessment] = {}
+    for prompt in prompts:
+        group = asked.get(prompt.id, [])
+        verdicts.update({a.candidate_id: a for a in evaluator.assess(prompt, group)} if group else {})
+        advance(len(group))
+    return [verdicts[candidate.id] for candidate in candidates]
+
+
+def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:
+    """Refuse to go on with an evaluator that fails too often.
+
+    Raises:
+        CheckFailed: the share of unscored candidates is above `limit` (0..1); with the reasons and their counts.
+    """
+    reasons = Counter(a.unscored for a in assessments if a.unscored is not None)
+    unscored, total = sum(reasons.values()), len(assessments)
+    if unscored > limit * total:
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise CheckFailed(
+            f"{unscored} of {total} candidates have no score ({unscored / total:.1%}, limit {limit:.1%}): {listed}. "
+            "Mend the cause, or raise score.max_unscored"
+        )
+
+
+def summary(assessments: Sequence[Assessment]) -> dict[str, float]:
+    """Counts and means for the terminal, the manifest and tracking."""
+    scored = [a for a in assessments if a.quality is not None]
+    n = len(scored)
+    unsafe = sum(not a.safe for a in scored)
+    means = {
+        name: sum(a.criteria[name] for a in scored if name in a.criteria) / n
+        for name in (scored[0].criteria if scored else {})
+    }
+    return {
+        "candidates": len(assessments),
+        "unscored": len(assessments) - n,
+        "unsafe": unsafe,
+        "unsafe_share": unsafe / n if n else 0.0,
+        "quality": sum(a.quality or 0.0 for a in scored) / n if n else 0.0,
+        **{f"criteria/{name}": value for name, value in means.items()},
+        "tokens": sum(a.tokens for a in assessments),
+        "cost": sum(a.cost for a in assessments),
+    }

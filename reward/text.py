@@ -1,0 +1,149 @@
+"""Plain English text as an evaluator needs it: sentences, canonical words, light stems.
+
+Canonical words let a pattern be written once: "I'm", "im" and "I am" become the same words, as do
+"can't", "cant" and "cannot"; look-alike characters, stretched letters and the commonest
+misspellings of the words that matter for safety are undone.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+_QUOTES = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u0060": "'", "\u201c": '"', "\u201d": '"'}
+)
+# Soft hyphen, zero-width and bidirectional marks: invisible, so they can only hide something.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_LEET = str.maketrans("013457@$!", "oieastasi")
+_ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|dr|mr|mrs|ms|vs|a\.m|p\.m)\.", re.IGNORECASE)
+_SENTENCE = re.compile(r"[^.!?\u2026\n]+(?:[.!?\u2026]+[\"')\]]*|\n+|$)")
+_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+_OBFUSCATED = re.compile(r"(?<![\w@])(?=[\w@$!*]*[a-z])(?=[\w@$!*]*[0-9@$!*][a-z])[\w@$!*]{3,}")
+_STRETCHED = re.compile(r"([a-z])\1{2,}")
+
+_SHORT = {
+    "i'm": "i am", "im": "i am", "ive": "i have", "cannot": "can not", "can't": "can not",
+    "cant": "can not", "won't": "will not", "wont": "will not", "ain't": "is not",
+    "dont": "do not", "doesnt": "does not", "didnt": "did not", "isnt": "is not",
+    "wasnt": "was not", "werent": "were not", "arent": "are not", "havent": "have not",
+    "hasnt": "has not", "hadnt": "had not", "wouldnt": "would not", "couldnt": "could not",
+    "shouldnt": "should not", "youre": "you are", "theyre": "they are", "hes": "he is",
+    "shes": "she is", "thats": "that is", "whats": "what is", "theres": "there is",
+    "youve": "you have", "theyd": "they would", "youd": "you would", "wanna": "want to",
+    "gonna": "going to", "gotta": "got to", "u": "you", "ur": "your", "rn": "right now",
+    "tn": "tonight", "ppl": "people", "idk": "i do not know", "alot": "a lot", "pls": "please",
+    "let's": "let us", "cuz": "because", "n't": "not", "anymore": "any more", "tho": "though",
+    "everybody": "everyone", "nobody": "no one", "noone": "no one", "somebody": "someone",
+    "anybody": "anyone", "alright": "all right", "ok": "okay", "mom": "mum", "mother": "mum",
+    "kys": "kill yourself", "kms": "kill myself", "selfharm": "self harm", "meself": "myself",
+    "mg": "mg", "wana": "want to", "woudl": "would", "becuase": "because", "becos": "because",
+}  # fmt: skip
+_TAIL = {"'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would"}
+# After these words 's is "is"; after any other it marks possession and is dropped.
+_IS_AFTER = frozenset("he she it that there here what who how where when this everything".split())
+# Words worth correcting: a misspelt "suicidal" must not hide. None of the corrections within one
+# edit is itself an English word that people use.
+_KEY_WORDS = (
+    "suicide", "suicidal", "overdose", "overdosing", "killing", "myself", "yourself", "painkillers",
+    "disappear", "existing", "hopeless", "worthless", "therapist", "emergency", "helpline",
+    "goodbye", "tonight", "anymore", "depressed", "anxious",
+)  # fmt: skip
+_REAL = frozenset(("overdosed", "suicides", "filling", "billing", "milling", "tilling", "willing",
+                   "therapists", "helplines", "disappears", "overdoses", "exiting", "goodbyes"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence: its text as written, its canonical words and whether it asks."""
+
+    raw: str
+    words: tuple[str, ...]
+    question: bool
+
+
+def clean(text: str) -> str:
+    """Return text in Unicode's compatibility form, with plain quotes and nothing invisible."""
+    return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_QUOTES)
+
+
+def _one_edit(word: str) -> frozenset[str]:
+    cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    return frozenset(
+        [a + b[1:] for a, b in cuts if b]
+        + [a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1]
+        + [a + c + b[1:] for a, b in cuts if b for c in "aeiou"]
+        + [a + c + b for a, b in cuts for c in "aeiouls"]
+    )
+
+
+@lru_cache(maxsize=1)
+def _misspellings() -> dict[str, str]:
+    table = {edit: word for word in _KEY_WORDS for edit in _one_edit(word)}
+    return {edit: word for edit, word in table.items() if edit not in _REAL | set(_KEY_WORDS)}
+
+
+@lru_cache(maxsize=65536)
+def _canonical(word: str) -> tuple[str, ...]:
+    if word in _SHORT:
+        return tuple(_SHORT[word].split())
+    if word.endswith("n't"):
+        return (*_canonical(word[:-3]), "not")
+    stem, mark, tail = word.partition("'")
+    if mark:
+        if tail == "s":
+            return (stem, "is") if stem in _IS_AFTER else (stem,)
+        if "'" + tail in _TAIL:
+            return (stem, _TAIL["'" + tail])
+        return (stem,)
+    return tuple(_SHORT.get(w, w) for w in (_misspellings().get(word, word),))
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the canonical words of cleaned text.
+
+    Example:
+        >>> words_of("I'm d0ne, cant sleeeep")
+        ('i', 'am', 'done', 'can', 'not', 'sleep')
+    """
+    low = text.lower()
+    low = _OBFUSCATED.sub(lambda m: m[0].translate(_LEET).replace("*", ""), low)
+    low = _STRETCHED.sub(r"\1", low)
+    return tuple(part for word in _WORD.findall(low) for part in _canonical(word))
+
+
+@lru_cache(maxsize=8192)
+def sentences(text: str) -> tuple[Sentence, ...]:
+    """Split text into sentences with at least one word each."""
+    text = _ABBREVIATION.sub(lambda m: m[1].replace(".", ""), clean(text))
+    found = []
+    for match in _SENTENCE.finditer(text):
+        raw = match[0].strip()
+        if words := words_of(raw):
+            found.append(Sentence(raw, words, "?" in raw))
+    return tuple(found)
+
+
+@lru_cache(maxsize=65536)
+def stem(word: str) -> str:
+    """Return a word without its commonest endings: sleeping, sleeps and sleep give one stem.
+
+    Example:
+        >>> stem("worried") == stem("worries") == stem("worrying") == stem("worry")
+        True
+    """
+    for ending, least, put in (
+        ("iness", 3, "y"), ("ness", 3, ""), ("ingly", 3, ""), ("ings", 3, ""), ("ing", 3, ""),
+        ("edly", 3, ""), ("ied", 2, "y"), ("ies", 2, "y"), ("ily", 3, "y"), ("ed", 3, ""),
+        ("ly", 4, ""), ("sses", 1, "ss"), ("es", 3, "e"), ("s", 3, ""),
+    ):  # fmt: skip
+        if word.endswith(ending) and len(word) - len(ending) >= least and not (
+            ending == "s" and word.endswith(("ss", "us", "is"))
+        ):
+            word = word[: -len(ending)] + put
+            break
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "aeosl":
+        word = word[:-1]
+    if len(word) > 3 and word.endswith("e"):
+        word = word[:-1]
+    return word[:-1] + "i" if len(word) > 2 and word.endswith("y") else word

@@ -1,0 +1,1 @@
+"""The loop and its proof: preference training, safety, evaluation and export."""

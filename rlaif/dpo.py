@@ -1,0 +1,159 @@
+"""Direct preference optimisation by the lineage rule. TRL's `DPOTrainer` does the work.
+
+The policy starts as a copy of the newest adapter, and that adapter, frozen, is the reference (Rafailov et al. 2023,
+arXiv:2305.18290, equation 7). TRL makes the frozen copy itself when it is handed a PEFT model without a `peft_config`.
+Before the first step the two are equal, so the loss is ln 2 and every reward is 0: checked in each run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from reward.pairs import Pair
+from sft import model as models
+from sft.chat import Chat, system_prompt
+from sft.config import Recipe
+from sft.files import CheckFailed, UserError
+from sft.runs import Stage
+from sft.train import Encoded, NanGuard, Reporter, check_moved, snapshot, steps_line, trainer_options
+
+
+def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
+    """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids`; a pair of which one reply does not fit is left out.
+
+    Both replies must hang on the same prompt tokens, so where old turns had to go for one, the pair is rendered with the
+    shorter history for both.
+    """
+    rows, too_long, shortened = [], 0, 0
+    for pair in pairs:
+        chosen, rejected = chat.render(pair.prompt, pair.chosen), chat.render(pair.prompt, pair.rejected)
+        if chosen is None or rejected is None:
+            too_long += 1
+            continue
+        shortened += max(chosen.dropped_turns, rejected.dropped_turns) > 0
+        if chosen.dropped_turns != rejected.dropped_turns:
+            system = pair.prompt[:1] if pair.prompt[0]["role"] == "system" else []
+            turns = pair.prompt[len(system) :][max(chosen.dropped_turns, rejected.dropped_turns) :]
+            chosen = chat.render([*system, *turns], pair.chosen)
+            rejected = chat.render([*system, *turns], pair.rejected)
+            if chosen is None or rejected is None:
+                too_long += 1
+                continue
+        rows.append(
+            {
+                "prompt_ids": chosen.prompt_ids,
+                "chosen_ids": chosen.completion_ids,
+                "rejected_ids": rejected.completion_ids,
+            }
+        )
+    return Encoded(rows, too_long, shortened)
+
+
+class _Trainer(NanGuard, DPOTrainer):
+    """TRL's trainer on rows that `sft.chat` has rendered."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        # TRL would render the conversations by its own rules, which neither drop old turns nor count what is too long.
+        return dataset
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the first batch says before anything was learned."""
+
+    loss: float
+    largest_reward: float
+
+
+def check_start(trainer: DPOTrainer) -> Start:
+    """Loss and rewards of the first rows before the first step (law 5).
+
+    Raises:
+        CheckFailed: policy and reference differ, so the lineage is broken.
+    """
+    size = min(len(trainer.train_dataset), trainer.args.per_device_train_batch_size)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(size)])
+    batch = {name: value.to(trainer.args.device) for name, value in batch.items()}
+    configured = trainer.loss_types, trainer.loss_weights
+    trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
+    trainer.model.eval()
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        loss = float(trainer.compute_loss(trainer.model, batch))
+    trainer.loss_types, trainer.loss_weights = configured
+    seen = trainer._metrics["eval"]
+    largest = max(abs(value) for name in ("rewards/chosen", "rewards/rejected") for value in seen[name])
+    seen.clear()
+    trainer.model.train()
+    if abs(loss - math.log(2)) > 1e-4 or largest > 1e-4:
+        raise CheckFailed(
+            f"before the first step the loss is {loss:.6f} (must be ln 2 = {math.log(2):.6f}) and the largest reward "
+            f"{largest:.2e} (must be 0): policy and reference are not the same model"
+        )
+    return Start(loss, largest)
+
+
+def train_dpo(recipe: Recipe, pairs: Sequence[Pair], start: Path | None, stage: Stage) -> dict[str, Any]:
+    """Optimise the policy on pairs and write it to `<stage>/adapter`.
+
+    Args:
+        recipe: its `model` and `dpo` sections.
+        pairs: preference pairs of the training prompts.
+        start: folder of the adapter that policy and reference start from; None = the base itself.
+        stage: where metrics and the adapter go.
+
+    Returns:
+        Counts, loss before and after, rewards and the largest weight change, for the manifest.
+    """
+    section, precision = recipe.dpo, models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
+    tokenizer = models.load_tokenizer(recipe.model)
+    encoded = encode_pairs(Chat(tokenizer, system_prompt(recipe.model.system_prompt), recipe.model.max_length), pairs)
+    stage.say(encoded.line("pairs"))
+    if not encoded.rows:
+        raise UserError(f"no pair fits max_length {recipe.model.max_length}: raise --model.max_length")
+    torch.manual_seed(recipe.seed)
+    base = models.load_base(recipe.model, precision)
+    model = models.load_adapter(base, start, trainable=True) if start else models.new_adapter(base, recipe.model)
+    reporter = Reporter(stage, "dpo")
+    options = trainer_options(section, recipe, precision, stage.folder, DPOConfig)
+    options |= {
+        "beta": section.beta,
+        "loss_type": section.loss_type,
+        "loss_weights": section.loss_weights,
+        "ld_alpha": section.ld_alpha,
+        "label_smoothing": section.label_smoothing,
+        "precompute_ref_log_probs": section.precompute_ref_log_probs,
+    }
+    trainer = _Trainer(
+        model=model,
+        args=DPOConfig(**options),
+        train_dataset=Dataset.from_list(encoded.rows),
+        processing_class=tokenizer,
+        callbacks=[reporter],
+    )
+    models.keep_float32(model)
+    stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
+    before, first = snapshot(model), check_start(trainer)
+    stage.say(f"before step 1: loss {first.loss:.6f} = ln 2, largest reward {first.largest_reward:.1e}")
+    trainer.train()
+    moved = check_moved(before, snapshot(model))
+    if trainer.is_world_process_zero():
+        models.save_adapter(model, stage.path("adapter"), recipe.model.name_or_path)
+    logged = [row for row in reporter.history if "loss" in row]
+    return {
+        "pairs": len(encoded.rows),
+        "too_long": encoded.too_long,
+        "loss_before": first.loss,
+        "last_loss": logged[-1]["loss"],
+        "last_accuracy": logged[-1]["rewards/accuracies"],
+        "last_margin": logged[-1]["rewards/margins"],
+        "largest_change": moved,
+        "precision": precision.reason,
+    }

@@ -1,0 +1,138 @@
+"""From the replies of both sides to the files of the proof: report.json, report.html, samples.jsonl.
+
+Also the check that nothing of the training repeats a held-out prompt. Not here: judging (`rlaif.evaluate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from reward.evaluator import Assessment
+from rlaif.charts import Histogram
+from rlaif.compare import build_report
+from rlaif.evaluate import Judge, judge_all
+from rlaif.report import Lengths, Training, table, training_curves, write_report
+from rlaif.results import JudgedReply, Report
+from rlaif.safety import Gate
+from rlaif.samples import choose_samples
+from sft import runs
+from sft.candidates import Candidate
+from sft.config import Recipe
+from sft.data import Demonstration, Prompt, check_disjoint
+from sft.files import read_rows, sha256_of, short_hash, write_json, write_rows, write_text
+from sft.lineage import name_of
+
+
+def training_files(recipe: Recipe) -> dict[str, Path]:
+    """Everything the policy was trained on: demonstrations, and the prompts of each round that was walked here."""
+    files = {"trained on demonstrations": runs.stage_folder(recipe, "finetune") / "demonstrations.jsonl"}
+    for round in range(1, recipe.rounds + 1):
+        files[f"trained on prompts {round}"] = runs.stage_folder(recipe, "candidates", round) / "prompts.jsonl"
+    return {name: path for name, path in files.items() if path.is_file()}
+
+
+def check_held_out(files: Mapping[str, Path], held_out: Sequence[Prompt]) -> None:
+    """Law 4: nothing that was trained on repeats or paraphrases a held-out prompt.
+
+    Raises:
+        CheckFailed: something does; with the rows.
+    """
+    for name, path in files.items():
+        if "demonstrations" in name:
+            check_disjoint(read_rows(path, Demonstration), held_out)
+        else:
+            check_disjoint(read_rows(path, Prompt), held_out)
+
+
+def prove(
+    recipe: Recipe,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    replies: Mapping[str, Sequence[Candidate]],
+    adapters: Mapping[str, Path | None],
+    stage: runs.Stage,
+) -> Report:
+    """Judge both sides, compare them, and write the files of the proof into the stage's folder.
+
+    Args:
+        recipe: its `evaluate` section and seed.
+        judge: who judges.
+        prompts: the held-out prompts.
+        replies: of "policy" and "baseline", one per prompt.
+        adapters: the folders of both sides; None = the base itself.
+        stage: where the files go.
+    """
+    with runs.Progress(len(prompts), "verdicts", unit="prompts") as bar:
+        ours, theirs, preferences = judge_all(judge, prompts, replies["policy"], replies["baseline"], bar.advance)
+    policy = adapters["policy"]
+    report = build_report(
+        ours,
+        theirs,
+        preferences,
+        policy=name_of(policy),
+        baseline=name_of(adapters["baseline"]),
+        policy_hash=sha256_of(policy) if policy else "base",
+        evaluator=judge.name,
+        rubric=judge.rubric,
+        prompts_hash=short_hash([prompt.id for prompt in prompts]),
+        gate=Gate(win_rate_above=recipe.evaluate.min_win_rate_low),
+        seed=recipe.seed,
+    )
+    messages = {prompt.id: prompt.messages for prompt in prompts}
+    write_report(
+        report,
+        stage.path("report.html"),
+        samples=choose_samples(ours, theirs, preferences, messages, seed=recipe.seed),
+        curves=training_curves(_trainings(recipe)),
+        lengths=Lengths([row.words for row in ours], [row.words for row in theirs]),
+        histograms=[*_grades(ours, theirs), *_candidate_quality(recipe)],
+    )
+    write_rows(stage.path("samples.jsonl"), _sides(messages, ours, theirs, preferences))
+    write_rows(stage.path("prompts.jsonl"), prompts)
+    write_text(stage.path("table.txt"), table(report) + "\n")
+    # Last, so that a report.json is never there without what it speaks of.
+    write_json(stage.path("report.json"), report.to_json())
+    return report
+
+
+OUTPUTS = ("report.json", "report.html", "samples.jsonl", "prompts.jsonl", "table.txt")
+
+
+def _sides(
+    messages: Mapping[str, object],
+    ours: Sequence[JudgedReply],
+    theirs: Sequence[JudgedReply],
+    preferences: Sequence[float | None],
+) -> Iterator[dict[str, object]]:
+    for a, b, preference in zip(ours, theirs, preferences, strict=True):
+        yield {"prompt": messages[a.prompt_id], "policy": a, "baseline": b, "preference": preference}
+
+
+def _trainings(recipe: Recipe) -> list[Training]:
+    folders = [("finetune", 1, runs.stage_folder(recipe, "finetune"))]
+    folders += [("dpo", n, runs.stage_folder(recipe, "dpo", n)) for n in range(1, recipe.rounds + 1)]
+    found = [Training(stage, n, folder / "metrics.jsonl") for stage, n, folder in folders]
+    return [training for training in found if training.metrics.is_file()]
+
+
+def _grades(ours: Sequence[JudgedReply], theirs: Sequence[JudgedReply]) -> list[Histogram]:
+    made = []
+    for name in ("empathy", "helpfulness"):
+        series = [
+            (side, [value for row in rows if (value := (row.empathy if name == "empathy" else row.helpfulness)) is not None])
+            for side, rows in (("baseline", theirs), ("policy", ours))
+        ]
+        made.append(Histogram(f"{name.capitalize()} by the judge", "score, 0 to 1", series, 0.0, 1.0, 20))
+    return made
+
+
+def _candidate_quality(recipe: Recipe) -> list[Histogram]:
+    """Quality of the training candidates by the evaluator, a series a round."""
+    series = []
+    for n in range(1, recipe.rounds + 1):
+        path = runs.stage_folder(recipe, "scores", n) / "assessments.jsonl"
+        if path.is_file():
+            rows = read_rows(path, Assessment)
+            series.append((f"round {n}", [row.quality for row in rows if row.quality is not None]))
+    return [Histogram("Quality of the training candidates by the evaluator", "quality, 0 to 1", series, 0.0, 1.0, 20)]

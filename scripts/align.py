@@ -1,0 +1,41 @@
+"""The whole main job in one process: all stages of a recipe, all rounds, then the proof and the export.
+
+    python scripts/align.py --config configs/quickstart.yaml
+    accelerate launch scripts/align.py --config configs/llama3-8b-multi-gpu.yaml
+
+What is finished is reused, so a stopped run goes on with the same command. Not here: anything but the order of the stages.
+"""
+
+import sys
+import time
+
+import dpo
+import evaluate_policy
+import export
+import finetune
+import generate
+import pair
+import score
+
+from sft import config, runs
+
+ROUND = (("candidates", generate), ("scores", score), ("pairs", pair), ("dpo", dpo))
+
+
+def main(argv: list[str]) -> None:
+    """Run the stages with these command-line arguments (dotted where they belong to one stage)."""
+    recipe = config.load(argv, None, __doc__ or "")
+    rounds = range(1, recipe.rounds + 1)
+    steps = [("finetune", finetune, 1)] if recipe.start_adapter is None else []
+    steps += [(name, module, round) for round in rounds for name, module in ROUND]
+    steps += [("evaluation", evaluate_policy, 1), ("export", export, 1)]
+    started = time.monotonic()
+    for number, (name, module, round) in enumerate(steps, 1):
+        elapsed = time.monotonic() - started
+        if runs.is_main():
+            print(f"\n[{number}/{len(steps)}] {name}, round {round} ({elapsed:.0f} s so far)", flush=True)
+        module.main([*argv, "--round", str(round)])
+
+
+if __name__ == "__main__":
+    runs.run_script(lambda: main(sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""Pair stage: assessments in, preference pairs out, and the reason for every candidate that is in none.
+
+    python scripts/pair.py --config configs/quickstart.yaml --margin 0.1 --strategy best_worst
+
+Not here: asking the evaluator (`score.py`). A changed margin costs nothing.
+"""
+
+import sys
+
+from reward.evaluator import Assessment
+from reward.pairs import make_pairs, pairs_line
+from sft import config, runs
+from sft.candidates import Candidate
+from sft.data import Prompt
+from sft.files import UserError, read_rows, write_json, write_rows
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage with these command-line arguments."""
+    recipe = config.load(argv, "pair", __doc__ or "")
+    candidates = runs.stage_folder(recipe, "candidates", recipe.round)
+    inputs = {
+        "prompts": candidates / "prompts.jsonl",
+        "candidates": candidates / "candidates.jsonl",
+        "assessments": runs.stage_folder(recipe, "scores", recipe.round) / "assessments.jsonl",
+    }
+    with runs.open_stage(recipe, "pairs", config=recipe.settings("pair"), inputs=inputs, round=recipe.round) as stage:
+        if stage.reused or not stage.is_main:
+            return
+        result = make_pairs(
+            read_rows(inputs["prompts"], Prompt),
+            read_rows(inputs["candidates"], Candidate),
+            read_rows(inputs["assessments"], Assessment),
+            recipe.pair,
+        )
+        write_json(stage.path("dropped.json"), result.report())
+        stage.say(pairs_line(result))
+        for what, counts in (("prompts", result.prompts), ("comparisons", result.comparisons)):
+            listed = " + ".join(f"{n} {reason}" for reason, n in counts.most_common())
+            stage.say(f"  {what}: {listed} = {sum(counts.values())}")
+        if not result.pairs:
+            raise UserError(f"no pair is left: see {stage.path('dropped.json')} for the reasons; try a smaller --margin")
+        write_rows(stage.path("pairs.jsonl"), result.pairs)
+        stage.log({"pairs": len(result.pairs), **{f"pairs/{rule}": n for rule, n in result.by_rule.items()}})
+        stage.finish(["pairs.jsonl", "dropped.json"], **result.report())
+
+
+if __name__ == "__main__":
+    runs.run_script(lambda: main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+"""Score stage: the evaluator judges every candidate; a candidate it cannot judge is unscored, with a reason.
+
+    python scripts/score.py --config configs/quickstart.yaml
+    OPENAI_API_KEY=... python scripts/score.py --config configs/llama3-8b-t4.yaml --evaluator openai \\
+        --evaluator_model gpt-4o-mini --score.allow_remote true
+
+Not here: which candidates become pairs (`pair.py`): scoring may cost money, pairing is free.
+"""
+
+import sys
+from pathlib import Path
+
+from reward.evaluators import make_evaluator
+from reward.score import check_unscored, score, summary
+from sft import config, runs
+from sft.candidates import Candidate
+from sft.data import Prompt
+from sft.files import read_rows, write_rows
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage with these command-line arguments."""
+    recipe = config.load(argv, "score", __doc__ or "")
+    section = recipe.score
+    candidates = runs.stage_folder(recipe, "candidates", recipe.round)
+    evaluator = make_evaluator(
+        section.evaluator, rubric=section.rubric, model=section.evaluator_model, base_url=section.base_url
+    )
+    inputs = {name: candidates / f"{name}.jsonl" for name in ("prompts", "candidates")}
+    inputs |= {"rubric": Path(section.rubric)} if section.rubric else {}
+    settings = recipe.settings("score") | {"rubric": evaluator.rubric, "evaluator": evaluator.name}
+    with runs.open_stage(recipe, "scores", config=settings, inputs=inputs, round=recipe.round) as stage:
+        if stage.reused or not stage.is_main:
+            return
+        rows = read_rows(inputs["candidates"], Candidate)
+        with runs.Progress(len(rows), "scores", unit="candidates") as progress:
+            assessments = score(evaluator, read_rows(inputs["prompts"], Prompt), rows, progress.advance)
+        write_rows(stage.path("assessments.jsonl"), assessments)
+        counts = summary(assessments)
+        stage.log(counts)
+        stage.say(
+            f"{counts['candidates']:.0f} candidates judged by {evaluator.name} ({evaluator.rubric}): "
+            f"quality {counts['quality']:.2f}, unsafe {counts['unsafe_share']:.1%}, unscored {counts['unscored']:.0f}"
+        )
+        check_unscored(assessments, section.max_unscored)
+        stage.finish(["assessments.jsonl"], **counts)
+
+
+if __name__ == "__main__":
+    runs.run_script(lambda: main(sys.argv[1:]))

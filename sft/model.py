@@ -1,0 +1,213 @@
+"""Tokenizer, precision, 4-bit and adapters: the only place that calls `from_pretrained`.
+
+The lineage rule: the base is never changed and never merged while training; what learns is one LoRA adapter named
+"default", in float32 whatever the base's precision, and a frozen copy of where it started is the reference.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sft import chat
+from sft.config import ModelSection
+from sft.files import UserError
+from sft.lineage import model_source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In what numbers a device computes: `dtype` of the frozen base, Trainer's two flags, and why."""
+
+    dtype: torch.dtype
+    bf16: bool
+    fp16: bool
+    device: str
+    reason: str
+
+
+def choose_precision(dtype: str, *, use_cpu: bool) -> Precision:
+    """Pick the fast and safe precision of the device that is there, or take the one that was asked for.
+
+    `torch.cuda.is_bf16_supported()` says True on a T4, which emulates it about four times slower; the compute
+    capability tells the truth (8.0 and newer have bf16).
+    """
+    if torch.cuda.is_available() and not use_cpu:
+        device = "cuda"
+        capability = torch.cuda.get_device_capability()
+        best, reason = ("bfloat16", "bf16 units") if capability >= (8, 0) else ("float16", "no bf16 units")
+        reason = f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}: {reason}"
+    else:
+        device = "cpu"
+        fast = torch.cpu._is_avx512_bf16_supported()
+        best, reason = ("bfloat16", "CPU with avx512_bf16") if fast else ("float32", "CPU without bf16 units")
+    if dtype != "auto":
+        best, reason = dtype, f"asked for ({reason})"
+    return Precision(DTYPES[best], best == "bfloat16", best == "float16", device, reason)
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """Tokenizer with its chat template set and a pad token that is not the end-of-text token.
+
+    pad = eos hides the end of a reply from the loss wherever labels are masked by id, and Llama-3 reward models then
+    do not converge, so a reserved token of the vocabulary is taken where the tokenizer brings no pad token.
+    """
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer.from_pretrained, section)
+    chat.set_template(tokenizer, section.chat_template)
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        known = tokenizer.get_vocab()
+        spare = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "[PAD]", "<unk>")
+        tokenizer.pad_token = next((token for token in spare if token in known), tokenizer.eos_token)
+    return tokenizer
+
+
+def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
+    """The frozen base in its compute precision, or in 4-bit NF4 with double quantisation.
+
+    Raises:
+        UserError: no such model, no access to a gated one, or no causal language model; with the next step.
+    """
+    options: dict[str, object] = {"dtype": precision.dtype, "attn_implementation": section.attn_implementation}
+    if section.load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=precision.dtype,
+        )
+        # A quantised model cannot be moved afterwards, and each process holds a whole copy on its own card.
+        index = torch.cuda.current_device() if precision.device == "cuda" else "cpu"
+        options["device_map"] = {"": index}
+    model: PreTrainedModel = _load(AutoModelForCausalLM.from_pretrained, section, **options)
+    model.requires_grad_(False)
+    return model if section.load_in_4bit else model.to(precision.device)
+
+
+def _load(loader, section: ModelSection, **options):  # type: ignore[no-untyped-def]  # two loaders, one set of errors
+    where = model_source(section.name_or_path)
+    try:
+        return loader(where, revision=section.revision, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(_next_step(section.name_or_path, str(error))) from error
+
+
+def _next_step(name: str, text: str) -> str:
+    if "gated" in text or "401" in text or "403" in text:
+        return (
+            f"'{name}' is a gated model and this machine has no access to it. Accept its licence on "
+            f"https://huggingface.co/{name}, make a read token on https://huggingface.co/settings/tokens, "
+            "then: export HF_TOKEN=<token>"
+        )
+    if Path(name).is_dir():
+        return f"'{name}' is a folder, but not of a causal language model that can be loaded: {text.splitlines()[0]}"
+    return (
+        f"model '{name}' could not be loaded: no such folder, and the Hub did not give it "
+        f"({text.splitlines()[0]}). Give the path of a downloaded model with --model.name_or_path"
+    )
+
+
+def new_adapter(base: PreTrainedModel, section: ModelSection) -> PeftModel:
+    """Put a fresh LoRA adapter on the base: B is zero, so the model says what the base says."""
+    targets = section.lora_target_modules
+    # GPT-2 keeps its weights transposed (Conv1D).
+    transposed = base.config.model_type == "gpt2"
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=section.lora_r,
+        lora_alpha=section.lora_alpha,
+        lora_dropout=section.lora_dropout,
+        fan_in_fan_out=transposed,
+        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+    )
+    model = get_peft_model(base, config)
+    _to_float32(model)
+    return model
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
+    """Put a saved adapter on the base as "default".
+
+    Raises:
+        UserError: the folder holds no adapter.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"no adapter in {folder}: run the stage that writes it first.")
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    _to_float32(model)
+    return model
+
+
+@dataclass(frozen=True)
+class Speakers:
+    """Several assistants on one base: the base itself and its adapters, of which one is active at a time."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @contextmanager
+    def active(self, name: str) -> Iterator[PreTrainedModel]:
+        """The model speaking as `name`; names without an adapter mean the base itself."""
+        if not isinstance(self.model, PeftModel) or name in self.model.peft_config:
+            if isinstance(self.model, PeftModel):
+                self.model.set_adapter(name)
+            yield self.model
+        else:
+            with self.model.disable_adapter():
+                yield self.model
+
+
+def load_speakers(section: ModelSection, adapters: Mapping[str, Path | None], *, use_cpu: bool) -> Speakers:
+    """Load the base once and every adapter by name (None = the base itself), for generation only."""
+    tokenizer = load_tokenizer(section)
+    model: PreTrainedModel = load_base(section, choose_precision(section.dtype, use_cpu=use_cpu))
+    for name, folder in adapters.items():
+        if folder is None:
+            continue
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        _to_float32(model)
+    return Speakers(model.eval(), tokenizer)
+
+
+def _to_float32(model: PeftModel) -> None:
+    # TRL and PEFT move adapters of quantised models to bfloat16; fp16's GradScaler then fails, and policy and
+    # reference differ before the first step.
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def keep_float32(model: PeftModel) -> None:
+    """Undo a trainer's cast of the adapters: call after the trainer is made, before its first step."""
+    _to_float32(model)
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a saved adapter by name."""
+    return load_file(str(folder / "adapter_model.safetensors"))
+
+
+def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
+    """Write the adapter "default" as safetensors, naming the base that a stranger can get."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    model.peft_config["default"].base_model_name_or_path = base_name
+    model.save_pretrained(str(folder), selected_adapters=["default"], safe_serialization=True, save_embedding_layers=False)

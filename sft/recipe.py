@@ -1,0 +1,205 @@
+"""A recipe: everything one experiment is made from, and which settings exclude each other.
+
+`sft.config` reads one from a file and the command line; `sft.sections` has the stages' settings.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from sft.sections import (
+    DpoSection,
+    EvaluateSection,
+    ExportSection,
+    FinetuneSection,
+    GenerateSection,
+    ModelSection,
+    PairSection,
+    Positive,
+    Rate,
+    ScoreSection,
+    Section,
+    Share,
+)
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+Problem = tuple[tuple[str, ...], str]
+
+
+class Impossible(ValueError):
+    """Settings that are fine alone and impossible together: `problems` are (fields, message)."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        """Keep the problems; the message joins them."""
+        super().__init__("; ".join(message for _, message in problems))
+        self.problems = problems
+
+
+class Recipe(Section):
+    """One experiment: what all stages share, and a section per stage."""
+
+    run: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$",
+        description="name of the run's folder: letters, digits, '.', '_', '-'",
+    )
+    runs_dir: str = Field(
+        default="runs", description="folder of all runs, relative to the current one"
+    )
+    seed: int = Field(
+        default=3407, ge=0, lt=2**32, description="seed of everything random, 0 to 2^32 - 1"
+    )
+    rounds: Positive = Field(default=1, description="how often the loop is walked, at least 1")
+    round: Positive = Field(default=1, description="the round this command works on, 1 to rounds")
+    tracking: Literal["none", "wandb"] = Field(
+        default="none", description="wandb also logs to Weights & Biases; none = only metrics.jsonl"
+    )
+    log_text: bool = Field(
+        default=False, description="conversations may go to the tracking service; false = never"
+    )
+    overwrite: bool = Field(
+        default=False, description="do a finished stage again and replace its result; false = keep"
+    )
+    use_cpu: bool = Field(
+        default=False, description="leave the GPU alone; false = use it where there is one"
+    )
+    prompts: str = Field(
+        default="practice-clinic", description="'practice-clinic', a path or a Hub name"
+    )
+    held_out: str | None = Field(
+        default=None,
+        description="path of held-out prompts; null = a share of prompts, split by content",
+    )
+    held_out_share: Rate = Field(
+        default=0.2, description="share of prompts held out, between 0 and 1"
+    )
+    demonstrations: str = Field(
+        default="practice-clinic",
+        description="'practice-clinic', 'project' (98 shipped pairs), a path or a Hub name",
+    )
+    start_adapter: str | None = Field(
+        default=None,
+        description="adapter folder that alignment starts from; 'none' = the base itself; "
+        "null = the run's SFT adapter",
+    )
+    adapter: str | None = Field(
+        default=None,
+        description="adapter folder to evaluate and export; null = the last round's policy",
+    )
+    crisis_share: Share = Field(
+        default=0.15, description="crises among training prompts (clinic only)"
+    )
+    elevated_share: Share = Field(
+        default=0.2, description="elevated risk among training prompts (clinic only)"
+    )
+    model: ModelSection = ModelSection()
+    finetune: FinetuneSection = FinetuneSection()
+    generate: GenerateSection = GenerateSection()
+    score: ScoreSection = ScoreSection()
+    pair: PairSection = PairSection()
+    dpo: DpoSection = DpoSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    export: ExportSection = ExportSection()
+
+    def settings(self, *names: str) -> dict[str, Any]:
+        """Plain values of some top-level settings or whole sections, for a stage's manifest.
+
+        Example: `recipe.settings("seed", "use_cpu", "model", "dpo")`.
+        """
+        missing = set(names) - set(Recipe.model_fields)
+        if missing:
+            raise KeyError(f"no such settings: {sorted(missing)}")
+        return self.model_dump(mode="json", include=set(names))
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        problems = [*_device(self), *_services(self), *_numbers(self)]
+        if problems:
+            raise Impossible(problems)
+        return self
+
+
+def _device(r: Recipe) -> list[Problem]:
+    """Precisions and kernels that the device or each other exclude."""
+    found: list[Problem] = []
+    if r.use_cpu and r.model.dtype == "float16":
+        text = "float16 does not train on a CPU: set model.dtype to auto, float32 or bfloat16"
+        found.append((("model.dtype", "use_cpu"), text))
+    if r.model.attn_implementation.startswith("flash_attention"):
+        fields = ("model.attn_implementation", "use_cpu")
+        if r.use_cpu:
+            found.append((fields, "flash attention needs a GPU: set it to sdpa"))
+        if r.model.dtype == "float32":
+            text = "flash attention has no float32: set model.dtype to auto, or use sdpa"
+            found.append((("model.attn_implementation", "model.dtype"), text))
+    return found
+
+
+def _services(r: Recipe) -> list[Problem]:
+    """Who judges what, and what may leave the machine."""
+    found: list[Problem] = []
+    same = r.evaluate.judge == r.score.evaluator
+    if same and (r.evaluate.judge != "openai" or r.evaluate.judge_model == r.score.evaluator_model):
+        text = (
+            "what judged the training data may not judge the result: choose another judge"
+            " (practice-clinic, embedded, or another judge_model)"
+        )
+        found.append((("evaluate.judge", "score.evaluator"), text))
+    asked = (
+        ("score", r.score.evaluator, "evaluator", r.score.evaluator_model, "evaluator_model"),
+        ("evaluate", r.evaluate.judge, "judge", r.evaluate.judge_model, "judge_model"),
+    )
+    for name, who, who_field, model, model_field in asked:
+        section: ScoreSection | EvaluateSection = r.score if name == "score" else r.evaluate
+        if who != "openai":
+            continue
+        if model is None:
+            text = f"{who_field} openai needs {name}.{model_field}: which model shall it ask?"
+            found.append(((f"{name}.{who_field}", f"{name}.{model_field}"), text))
+        address = urlsplit(section.base_url or "https://api.openai.com")
+        if address.hostname not in LOCAL_HOSTS and not section.allow_remote:
+            text = (
+                f"this would send conversations to {address.hostname}: say {name}.allow_remote true"
+                " where you may do so, or name a service on this machine in base_url"
+            )
+            found.append(((f"{name}.base_url", f"{name}.allow_remote"), text))
+    return found
+
+
+def _numbers(r: Recipe) -> list[Problem]:
+    """Numbers that contradict each other."""
+    found: list[Problem] = []
+    if r.round > r.rounds:
+        text = f"round {r.round} of {r.rounds}: raise rounds, or name an earlier round"
+        found.append((("round", "rounds"), text))
+    if r.crisis_share + r.elevated_share > 1:
+        total = f"{r.crisis_share} + {r.elevated_share} = {r.crisis_share + r.elevated_share:g}"
+        found.append((("crisis_share", "elevated_share"), f"the shares are more than 1: {total}"))
+    if r.held_out is not None and r.held_out == r.prompts:
+        text = "held-out prompts may not be the training prompts: name another file, or null"
+        found.append((("held_out", "prompts"), text))
+    weights = r.dpo.loss_weights
+    if weights is not None and len(weights) != len(r.dpo.loss_type):
+        text = f"{len(weights)} weights for {len(r.dpo.loss_type)} losses: give one for each"
+        found.append((("dpo.loss_weights", "dpo.loss_type"), text))
+    if 0 < r.pair.max_length_ratio < 1:
+        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
+        found.append((("pair.max_length_ratio",), text))
+    clinic = r.prompts == "practice-clinic" and r.held_out is None
+    if clinic and r.evaluate.crisis_prompts > r.evaluate.n_prompts:
+        counts = f"{r.evaluate.crisis_prompts} crises among {r.evaluate.n_prompts} prompts"
+        text = f"{counts}: lower the former or raise the latter"
+        found.append((("evaluate.crisis_prompts", "evaluate.n_prompts"), text))
+    if r.model.max_length <= r.generate.max_new_tokens:
+        text = (
+            f"replies of {r.generate.max_new_tokens} tokens leave no room for a prompt in"
+            f" model.max_length {r.model.max_length}"
+        )
+        found.append((("generate.max_new_tokens", "model.max_length"), text))
+    for name, section in (("finetune", r.finetune), ("dpo", r.dpo)):
+        for key in sorted(set(section.trainer) & set(type(section).model_fields)):
+            text = f"{key} is a setting of its own: set {name}.{key} instead"
+            found.append(((f"{name}.trainer.{key}", f"{name}.trainer"), text))
+    return found

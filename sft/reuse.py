@@ -1,0 +1,166 @@
+"""Where a stage's result lies, and whether the one that is there is the one asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sft import provenance
+from sft.files import ResultExists, UserError, read_json, sha256_of, to_json
+from sft.progress import duration
+from sft.recipe import Recipe
+
+MANIFEST = "manifest.json"
+# Settings that say where and how loudly, not what: a change of them leaves a result as it is.
+NO_EFFECT = frozenset({"run", "runs_dir", "rounds", "round", "tracking", "log_text", "overwrite"})
+SCRIPTS = {
+    "finetune": "finetune",
+    "candidates": "generate",
+    "scores": "score",
+    "pairs": "pair",
+    "dpo": "dpo",
+    "evaluation": "evaluate_policy",
+    "export": "export",
+}
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """The folder of an experiment: `runs/<run>`."""
+    return Path(recipe.runs_dir) / recipe.run
+
+
+def stage_folder(recipe: Recipe, name: str, round: int = 1) -> Path:
+    """The folder of a stage: `runs/<run>/<name>`, later rounds `runs/<run>/round-<n>/<name>`."""
+    folder = run_folder(recipe)
+    return folder / name if round == 1 else folder / f"round-{round}" / name
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """A stage folder's manifest, or None where there is none."""
+    path = folder / MANIFEST
+    manifest: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    return manifest
+
+
+def new_manifest(
+    recipe: Recipe, config: Mapping[str, Any], inputs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """The manifest of a stage that starts now.
+
+    Raises:
+        UserError: an input is missing, or the stage that writes it is unfinished.
+    """
+    for path in inputs.values():
+        _check_input(recipe, path)
+    return {
+        "command": provenance.command(),
+        "config": json.loads(to_json(config)),
+        "seed": recipe.seed,
+        "commit": provenance.git_commit(),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "inputs": {
+            name: {"path": path.as_posix(), "sha256": sha256_of(path)}
+            for name, path in inputs.items()
+        },
+        "outputs": {},
+        "status": "running",
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": None,
+        "summary": {},
+    }
+
+
+def finished_result(
+    folder: Path, now: Mapping[str, Any], *, overwrite: bool
+) -> dict[str, Any] | None:
+    """The manifest of the result that `now` asks for where it is there; None = (re)start the stage.
+
+    Says on stdout what was found; writes nothing.
+
+    Raises:
+        ResultExists: another result is there, or files that no stage wrote.
+    """
+    before = read_manifest(folder)
+    if before is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ResultExists(
+                f"{folder} holds files that no stage wrote: move them away, or choose another run"
+            )
+        return None
+    if before["status"] != "finished":
+        print(f"starting afresh: {folder} is unfinished ({before['status']})", flush=True)
+        return None
+    if overwrite:
+        print(f"overwriting {folder}", flush=True)
+        return None
+    if differences := _differences(before, now):
+        raise ResultExists(
+            f"{folder} holds the finished result of other settings or inputs:\n  "
+            + "\n  ".join(differences)
+            + "\nTo replace it and keep nothing of it: --overwrite true. To keep it: --run <name>."
+        )
+    missing = [name for name in before["outputs"] if not (folder / name).exists()]
+    if missing:
+        print(f"starting afresh: {folder} has lost {', '.join(missing)}", flush=True)
+        return None
+    seconds = duration(before["seconds"])
+    print(f"reused: {folder} (finished, {before['started']}, {seconds})", flush=True)
+    for name, known in before["outputs"].items():
+        if sha256_of(folder / name) != known:
+            print(f"note: {folder / name} was changed since it was written; used as it is")
+    return before
+
+
+def _check_input(recipe: Recipe, path: Path) -> None:
+    """An input must be there, and the stage that wrote it finished."""
+    home = run_folder(recipe)
+    if not path.is_relative_to(home):
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        return
+    parts = [part for part in path.relative_to(home).parts if not part.startswith("round-")]
+    script = SCRIPTS.get(parts[0]) if parts else None
+    hint = f": run scripts/{script}.py of this recipe first" if script else ""
+    if not path.exists():
+        raise UserError(f"{path} does not exist{hint}")
+    for folder in (path, *path.parents):
+        if folder == home:
+            return
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest["status"] != "finished":
+            raise UserError(f"{path} comes from an unfinished stage ({manifest['status']}){hint}")
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two manifests of a stage in settings and in the contents of inputs."""
+    names = before["inputs"].keys() | now["inputs"].keys()
+    old, new = (_relevant(each["config"], names) for each in (before, now))
+    found = [
+        f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    for name in sorted(names):
+        was, is_now = (each["inputs"].get(name) for each in (before, now))
+        if was is None or is_now is None:
+            found.append(f"input {name}: {'new' if was is None else 'no longer given'}")
+        elif was["sha256"] != is_now["sha256"]:
+            found.append(f"input {name}: the contents of {is_now['path']} have changed")
+    return found
+
+
+def _relevant(config: Mapping[str, Any], inputs: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name, without those that change no result or name an input."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and (key in NO_EFFECT or key in inputs):
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= _relevant(value, (), f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

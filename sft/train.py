@@ -1,0 +1,225 @@
+"""Supervised fine-tuning: demonstrations in, one LoRA adapter out. TRL's `SFTTrainer` does the work.
+
+Also here, because the preference stages train by the same rules: the options every trainer of this project shares, the
+guard against NaN, and the check that training changed something.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from sft import model as models
+from sft.chat import Chat
+from sft.config import Recipe, TrainingSection
+from sft.data import Demonstration
+from sft.files import CheckFailed, UserError
+from sft.runs import Progress, Stage
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows for a trainer and what was left out: nothing is truncated in silence."""
+
+    rows: list[dict[str, list[int]]]
+    too_long: int
+    shortened: int
+
+    def line(self, what: str) -> str:
+        """One sentence with the counts."""
+        return f"{len(self.rows)} {what}; {self.too_long} too long and left out, {self.shortened} lost old turns to fit"
+
+
+def encode(chat: Chat, demonstrations: Sequence[Demonstration]) -> Encoded:
+    """Token rows with labels on the reply only (prompt positions are -100)."""
+    rendered = [chat.render(row.prompt, row.completion) for row in demonstrations]
+    rows = [
+        {"input_ids": r.prompt_ids + r.completion_ids, "labels": [-100] * len(r.prompt_ids) + r.completion_ids}
+        for r in rendered
+        if r
+    ]
+    return Encoded(rows, sum(r is None for r in rendered), sum(r.dropped_turns > 0 for r in rendered if r))
+
+
+def trainer_options(
+    section: TrainingSection, recipe: Recipe, precision: models.Precision, folder: Path, config: type
+) -> dict[str, Any]:
+    """Arguments that TRL's configurations share, with the recipe's `trainer:` fields on top.
+
+    Raises:
+        UserError: a `trainer:` field that TRL's class does not have (with the nearest name).
+    """
+    known = {field.name for field in fields(config)}
+    for name in section.trainer:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise UserError(f"trainer: {config.__name__} has no '{name}'" + (f"; nearest: '{near[0]}'" if near else ""))
+    return {
+        "output_dir": str(folder / "trainer"),
+        "learning_rate": section.learning_rate,
+        "num_train_epochs": section.num_train_epochs,
+        "max_steps": section.max_steps,
+        "per_device_train_batch_size": section.per_device_train_batch_size,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "warmup_steps": section.warmup_steps,
+        "lr_scheduler_type": section.lr_scheduler_type,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "optim": section.optim,
+        "logging_steps": section.logging_steps,
+        "gradient_checkpointing": section.gradient_checkpointing,
+        "bf16": precision.bf16,
+        "fp16": precision.fp16,
+        "use_cpu": precision.device == "cpu",
+        "seed": recipe.seed,
+        # A NaN must be seen: Trainer's default replaces it in the log while the optimiser goes on.
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "max_length": None,
+        "dataloader_pin_memory": precision.device == "cuda",
+        "ddp_find_unused_parameters": False,
+        **section.trainer,
+    }
+
+
+class NanGuard:
+    """Mixin for TRL's trainers: a loss that is no number ends the run before the optimiser takes the step."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, forward and backward.
+
+        Raises:
+            CheckFailed: the loss is NaN or infinite.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not math.isfinite(loss.item()):
+            raise CheckFailed(
+                f"the loss became {loss.item()}: stopped before the update. Lower the learning rate, or set --dtype float32"
+            )
+        return loss
+
+
+class Reporter(TrainerCallback):
+    """Trainer's log lines into the stage's metrics, and a progress line with the remaining time."""
+
+    def __init__(self, stage: Stage, label: str) -> None:
+        self.stage = stage
+        self.label = label
+        self.progress: Progress | None = None
+        self.history: list[dict[str, float]] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the progress line."""
+        self.progress = Progress(state.max_steps, self.label, unit="steps")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the progress line."""
+        if self.progress:
+            self.progress.advance(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep what Trainer logs."""
+        row = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        self.history.append(row)
+        self.stage.log(row, step=state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the progress line."""
+        if self.progress:
+            self.progress.close()
+
+
+def snapshot(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Copy of the weights of the adapter "default"."""
+    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(model, adapter_name="default").items()}
+
+
+def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
+    """Largest change of an adapter weight.
+
+    Raises:
+        CheckFailed: a tensor is where it was; the run trained nothing, or only part of its adapter.
+    """
+    still = [name for name, value in before.items() if torch.equal(value, after[name])]
+    if still:
+        raise CheckFailed(
+            f"training left {len(still)} of {len(before)} adapter tensors unchanged, {still[0]} among them: "
+            "the learning rate is 0, there were no steps, or the adapter was frozen"
+        )
+    return max(float((after[name] - value).abs().max()) for name, value in before.items())
+
+
+def finetune(recipe: Recipe, demonstrations: Sequence[Demonstration], stage: Stage) -> dict[str, float | str]:
+    """Train the SFT adapter and write it to `<stage>/adapter`.
+
+    Returns:
+        Counts, first and last loss, largest weight change, for the manifest.
+    """
+    section, precision = recipe.finetune, models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
+    tokenizer = models.load_tokenizer(recipe.model)
+    chat = Chat(tokenizer, models.chat.system_prompt(recipe.model.system_prompt), recipe.model.max_length)
+    encoded = encode(chat, demonstrations)
+    stage.say(encoded.line("demonstrations"))
+    if not encoded.rows:
+        raise UserError(f"no demonstration fits max_length {recipe.model.max_length}: raise --model.max_length")
+    options = trainer_options(section, recipe, precision, stage.folder, SFTConfig)
+    torch.manual_seed(recipe.seed)
+    model = models.new_adapter(models.load_base(recipe.model, precision), recipe.model)
+    reporter = Reporter(stage, "finetune")
+    trainer = type("Trainer", (NanGuard, SFTTrainer), {})(
+        model=model,
+        args=SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=Dataset.from_list(encoded.rows),
+        processing_class=tokenizer,
+        callbacks=[reporter],
+    )
+    models.keep_float32(model)
+    stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
+    before = snapshot(model)
+    trainer.train()
+    moved = check_moved(before, snapshot(model))
+    if trainer.is_world_process_zero():
+        models.save_adapter(model, stage.path("adapter"), recipe.model.name_or_path)
+    losses = [row["loss"] for row in reporter.history if "loss" in row]
+    return {
+        "demonstrations": len(encoded.rows),
+        "too_long": encoded.too_long,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "largest_change": moved,
+        "precision": precision.reason,
+    }
+
+
+def steps_line(section: TrainingSection, rows: int, processes: int) -> str:
+    """The batch arithmetic of a training stage in one line."""
+    batch, accumulate = section.per_device_train_batch_size, section.gradient_accumulation_steps
+    per_update = batch * accumulate * processes
+    steps = section.max_steps if section.max_steps > 0 else math.ceil(rows * section.num_train_epochs / per_update)
+    return f"{batch} rows x {accumulate} accumulated x {processes} processes = {per_update} per update; about {steps} updates"

@@ -1,0 +1,281 @@
+"""Laws of the recipe: flags win, nothing unknown passes, all mistakes at once, no keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from sft import config
+from sft.config import Recipe, load
+from sft.files import UserError
+from sft.settings_text import sections, shared_fields
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "run: 2026-11-20   # a date is a fine name\n"
+        "seed: 7\n"
+        "dpo:\n"
+        "  learning_rate: 5e-6\n"
+        "  beta: 0.3\n"
+        "  loss_type: [sigmoid, sft]\n"
+        "  trainer: {adam_epsilon: 1e-7}\n"
+        "generate:\n"
+    )
+    return path
+
+
+def mistakes(*argv: str, stage: str | None = "dpo") -> str:
+    with pytest.raises(UserError) as raised:
+        load(list(argv), stage, "Test.")
+    return str(raised.value)
+
+
+def test_the_file_is_read_as_its_writer_means_it(recipe_file: Path) -> None:
+    recipe = load(["--config", str(recipe_file)], "dpo", "Test.")
+    assert (recipe.run, recipe.seed) == ("2026-11-20", 7)
+    assert (recipe.dpo.learning_rate, recipe.dpo.beta) == (5e-6, 0.3)
+    assert recipe.dpo.trainer == {"adam_epsilon": 1e-7}
+    assert recipe.generate == Recipe(run="x").generate
+
+
+def test_flags_win_over_the_file(recipe_file: Path) -> None:
+    argv = [
+        "--seed",
+        "8",
+        "--config",
+        str(recipe_file),
+        "--beta=0.5",
+        "--dpo.trainer.adam_beta1",
+        "1e-1",
+    ]
+    recipe = load(argv, "dpo", "Test.")
+    assert (recipe.seed, recipe.dpo.beta) == (8, 0.5)
+    assert recipe.dpo.trainer == {"adam_epsilon": 1e-7, "adam_beta1": 0.1}
+
+
+def test_a_bare_flag_means_the_stage_first_then_the_top_then_the_model() -> None:
+    argv = ["--run", "x", "--n_prompts", "200", "--lora-r", "4", "--dpo.beta", "0.7"]
+    assert load(argv, "evaluate", "Test.").evaluate.n_prompts == 200
+    recipe = load(argv, "generate", "Test.")
+    assert (recipe.generate.n_prompts, recipe.evaluate.n_prompts) == (200, 300)
+    assert (recipe.model.lora_r, recipe.dpo.beta) == (4, 0.7)
+    assert "did you mean 'generate.n_prompts'" in mistakes(*argv, stage="pair")
+
+
+def test_flags_are_parsed_for_the_type_of_their_setting() -> None:
+    argv = [
+        "--run", "123", "--overwrite", "--use_cpu", "--max_steps", "-1", "--loss_type", "ipo, sft",
+        "--loss_weights", "[1, 0.5]", "--ld_alpha", "null", "--model.lora_target_modules", "q,v",
+        "--gradient_checkpointing", "true", "--trainer", "{group_by_length: true}",
+        "--start_adapter", "none",
+    ]  # fmt: skip
+    recipe = load(argv, "dpo", "Test.")
+    assert (recipe.run, recipe.overwrite, recipe.use_cpu) == ("123", True, True)
+    assert (recipe.dpo.max_steps, recipe.dpo.ld_alpha) == (-1, None)
+    assert (recipe.dpo.loss_type, recipe.dpo.loss_weights) == (["ipo", "sft"], [1.0, 0.5])
+    assert recipe.model.lora_target_modules == "q,v"
+    assert recipe.dpo.gradient_checkpointing
+    assert recipe.dpo.trainer == {"group_by_length": True}
+    assert recipe.start_adapter == "none"
+
+
+def test_all_mistakes_are_told_at_once_with_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "run: ok\n"
+        "seed: many\n"
+        "dpo:\n"
+        "  beat: 0.1\n"
+        "  learning_rate: -1\n"
+        "model: 3\n"
+        "round: 2\n"
+        "beta: 1\n"
+        "seed: 4\n"
+    )
+    argv = ["--config", str(path), "--lora_rank", "4", "--beta", "x", "stray", "--max_steps"]
+    text = mistakes(*argv)
+    for said in (
+        "10 problems",
+        f"{path}:4: unknown setting 'dpo.beat': did you mean 'dpo.beta'?",
+        f"{path}:5: dpo.learning_rate: -1: Input should be greater than 0",
+        f"{path}:6: model is a section",
+        f"{path}:7: round and rounds: round 2 of 1",
+        f"{path}:8: unknown setting 'beta': did you mean 'dpo.beta'?",
+        f"{path}:9: 'seed' was set in line 2 too",
+        "--lora_rank: unknown setting 'lora_rank': did you mean 'model.lora_r'?",
+        "--beta: dpo.beta: 'x'",
+        "'stray': settings are given as --name value",
+        "--max_steps: needs a value",
+    ):
+        assert said in text, said
+
+
+def test_a_name_is_required_and_says_what_it_is() -> None:
+    assert "run: is required (name of the run's folder" in mistakes()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "/tmp/x", "", "-x", "a b", "x\n"])
+def test_a_run_name_never_leaves_the_folder_of_runs(name: str) -> None:
+    with pytest.raises(ValidationError):
+        Recipe(run=name)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("run: [x\n", "not YAML"),
+        ("- run\n", "a recipe is a list of"),
+        ("run: {a: 1}\n", "run: {'a': 1}"),
+        ("dpo:\n\tbeta: 1\n", "bad.yaml:2: not YAML"),
+        (" \n", "is empty"),
+        ("run: !!python/object:os.system x\n", "bad.yaml:1: not YAML"),
+    ],
+)
+def test_a_malformed_recipe_says_where(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    assert said in mistakes("--config", str(path))
+
+
+def test_a_missing_recipe_names_its_neighbours(recipe_file: Path) -> None:
+    text = mistakes("--config", str(recipe_file.with_name("recipes.yaml")))
+    assert "does not exist: the folder has recipe.yaml" in text
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"use_cpu": True, "model": {"dtype": "float16"}}, "float16 does not train on a CPU"),
+    ({"use_cpu": True, "model": {"attn_implementation": "flash_attention_2"}}, "needs a GPU"),
+    ({"model": {"attn_implementation": "flash_attention_2", "dtype": "float32"}}, "no float32"),
+    ({"evaluate": {"judge": "embedded"}}, "may not judge the result"),
+    (
+        {
+            "score": {"evaluator": "openai", "evaluator_model": "m", "allow_remote": True},
+            "evaluate": {"judge": "openai", "judge_model": "m", "allow_remote": True},
+        },
+        "may not judge the result",
+    ),
+    ({"score": {"evaluator": "openai"}}, "evaluator openai needs score.evaluator_model"),
+    ({"score": {"evaluator": "openai", "evaluator_model": "m"}}, "to api.openai.com: say score."),
+    ({"round": 3, "rounds": 2}, "round 3 of 2"),
+    ({"crisis_share": 0.7, "elevated_share": 0.5}, "0.7 + 0.5 = 1.2"),
+    ({"prompts": "a.jsonl", "held_out": "a.jsonl"}, "may not be the training prompts"),
+    ({"dpo": {"loss_weights": [1.0, 2.0]}}, "2 weights for 1 losses"),
+    ({"pair": {"max_length_ratio": 0.5}}, "never below 1"),
+    ({"evaluate": {"n_prompts": 10}}, "120 crises among 10 prompts"),
+    ({"model": {"max_length": 200}}, "leave no room for a prompt"),
+    ({"dpo": {"trainer": {"learning_rate": 1}}}, "set dpo.learning_rate instead"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), IMPOSSIBLE)
+def test_impossible_combinations_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said.replace("+", r"\+")):
+        Recipe(run="x", **values)
+
+
+def test_what_looks_impossible_and_is_not() -> None:
+    Recipe(run="x", use_cpu=True, model={"load_in_4bit": True, "dtype": "float32"})
+    Recipe(run="x", rounds=2, round=2, model={"lora_dropout": 0.1})
+    local = {"evaluator": "openai", "evaluator_model": "m", "base_url": "http://localhost:8000/v1"}
+    Recipe(run="x", score=local)
+    far = {"judge": "openai", "judge_model": "n", "allow_remote": True}
+    Recipe(run="x", score=local, evaluate=far)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--openai_api_key", "KEYKEYKEY"],
+        ["--score.api_key=KEYKEYKEY"],
+        ["--dpo.trainer.hub_token", "KEYKEYKEY"],
+        ["--trainer", "{hub_token: KEYKEYKEY}"],
+        ["--score.evaluator_model", "sk-KEYKEYKEYKEYKEYKEYKEY"],
+        ["--score.base_url", "https://me:KEYKEYKEY@host/v1"],
+        ["--score.base_url", "https://host/v1?api_key=KEYKEYKEY"],
+    ],
+)
+def test_keys_are_refused_and_not_repeated(argv: list[str]) -> None:
+    text = mistakes("--run", "x", *argv)
+    assert "put it into the environment" in text
+    assert "KEYKEYKEY" not in text
+
+
+def test_keys_in_a_recipe_are_refused_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: x\nscore:\n  OPENAI_API_KEY: KEYKEYKEY\n")
+    text = mistakes("--config", str(path))
+    assert f"{path}:3: a key may not stand" in text
+    assert "KEYKEYKEY" not in text
+
+
+def test_tokens_of_a_tokenizer_are_no_keys() -> None:
+    argv = ["--run", "x", "--trainer.eos_token", "</s>", "--generate.max_new_tokens", "64"]
+    assert load(argv, "dpo", "Test.").dpo.trainer == {"eos_token": "</s>"}
+
+
+def all_fields() -> list[tuple[str, Any]]:
+    inner = [
+        (f"{name}.{key}", info)
+        for name, kind in sections().items()
+        for key, info in kind.model_fields.items()
+    ]
+    return [*shared_fields().items(), *inner]
+
+
+@pytest.mark.parametrize(("name", "info"), all_fields())
+def test_every_setting_is_described_and_has_a_default(name: str, info: Any) -> None:
+    assert info.description, name
+    assert name == "run" or not info.is_required()
+
+
+def test_help_shows_every_setting_of_the_stage_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    description = "Train on pairs.\n\n    one command\n\nNot here: all else."
+    with pytest.raises(SystemExit) as ended:
+        load(["--help"], "dpo", description)
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(description)
+    for name, info in [*sections()["dpo"].model_fields.items(), *shared_fields().items()]:
+        assert f"--{name}  [" in text
+        assert info.description.split()[0] in text
+    assert "--model.lora_r  [default 16]" in text
+
+
+def test_the_resolved_settings_are_printed_once_by_the_main_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "_shown", set())
+    argv = ["--run", "shown", "--beta", "0.25"]
+    load(argv, "dpo", "Test.")
+    text = capsys.readouterr().out
+    assert "run=shown" in text
+    assert "beta=0.25" in text
+    load([*argv, "--lora_r", "8"], "dpo", "Test.")
+    assert capsys.readouterr().out.startswith("model:")
+    monkeypatch.setenv("RANK", "1")
+    load(["--run", "other"], "dpo", "Test.")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_recipe_does_not_change_and_gives_plain_values() -> None:
+    recipe = Recipe(run="x")
+    with pytest.raises(ValidationError):
+        recipe.seed = 4  # type: ignore[misc]
+    values = recipe.settings("seed", "pair")
+    assert values["seed"] == 3407
+    assert values["pair"]["strategy"] == "best_worst"
+    with pytest.raises(KeyError):
+        recipe.settings("sed")
+
+
+def test_sections_are_models_of_their_own() -> None:
+    assert set(sections()) == {
+        "model", "finetune", "generate", "score", "pair", "dpo", "evaluate", "export",
+    }  # fmt: skip
+    assert all(issubclass(kind, BaseModel) for kind in sections().values())

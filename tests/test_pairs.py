@@ -1,0 +1,123 @@
+"""The laws of pairing, as properties over random verdicts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reward.evaluator import Assessment
+from reward.pairs import Judged, Pair, compare, make_pairs
+from sft.candidates import Candidate
+from sft.config import PairSection
+from sft.data import Prompt
+
+PROMPT = Prompt("p", [{"role": "user", "content": "I cannot sleep."}], "test", "sleep", "none", "train")
+verdicts = st.one_of(
+    st.none(),
+    st.tuples(st.integers(0, 20).map(lambda n: n / 20), st.booleans()),
+)
+texts = st.sampled_from(["a b c", "a b c ", "d e f g", "h " * 30, "i j"])
+groups = st.lists(st.tuples(verdicts, texts, st.sampled_from(["eos", "length"])), min_size=0, max_size=7)
+sections = st.builds(
+    PairSection,
+    strategy=st.sampled_from(["best_worst", "best_rest", "all"]),
+    margin=st.sampled_from([0.0, 0.1, 0.3]),
+    max_pairs_per_prompt=st.integers(0, 3),
+    max_length_ratio=st.sampled_from([0.0, 1.5]),
+)
+
+
+def judged(number: int, verdict, text: str, stop: str = "eos") -> Judged:
+    """A candidate with its assessment; no verdict = unscored."""
+    candidate = Candidate(f"c{number}", "p", text, "base", 1.0, 1.0, number, stop)
+    quality, safe = verdict if verdict else (None, None)
+    reason = None if verdict else "refused"
+    return Judged(candidate, Assessment(f"c{number}", "p", {}, quality, safe, [], "", "test", "r@1", reason))
+
+
+def paired(group, section):
+    """Pairs of one prompt, and its judged candidates by id."""
+    rows = [judged(i, *each) for i, each in enumerate(group)]
+    result = make_pairs([PROMPT], [r.candidate for r in rows], [r.assessment for r in rows], section)
+    return result, {r.candidate.id: r for r in rows}
+
+
+@settings(max_examples=300, deadline=None)
+@given(groups, sections)
+def test_laws_of_pairing(group, section):
+    result, rows = paired(group, section)
+    for pair in result.pairs:
+        chosen, rejected = rows[pair.chosen_id], rows[pair.rejected_id]
+        assert chosen.assessment.unscored is None
+        assert rejected.assessment.unscored is None
+        assert chosen.assessment.safe
+        assert (pair.rule == "safety") == (not rejected.assessment.safe)
+        assert pair.chosen != pair.rejected
+        assert pair.margin > 0
+        assert 0.5 < pair.confidence <= 1
+        if pair.rule == "quality":
+            assert chosen.assessment.quality - rejected.assessment.quality >= section.margin
+    if section.max_pairs_per_prompt:
+        assert len(result.pairs) <= section.max_pairs_per_prompt
+
+
+@settings(max_examples=200, deadline=None)
+@given(groups, sections)
+def test_everything_is_counted_once(group, section):
+    result, rows = paired(group, section)
+    usable = result.candidates["paired with others"]
+    assert sum(result.candidates.values()) == len(rows)
+    expected = {"best_worst": min(1, usable - 1), "best_rest": usable - 1, "all": usable * (usable - 1) // 2}
+    assert sum(result.comparisons.values()) == (expected[section.strategy] if usable > 1 else 0)
+    assert sum(result.prompts.values()) == 1
+    assert result.comparisons["kept"] == len(result.pairs) == sum(result.by_rule.values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(verdicts.filter(bool), verdicts.filter(bool), texts, texts)
+def test_order_does_not_matter_and_swapping_the_verdicts_swaps_the_pair(first, second, text, other):
+    section = PairSection(margin=0.1)
+    forward = compare(judged(1, first, text), judged(2, second, other), PROMPT, section)
+    assert compare(judged(2, second, other), judged(1, first, text), PROMPT, section) == forward
+    swapped = compare(judged(1, second, text), judged(2, first, other), PROMPT, section)
+    assert isinstance(swapped, Pair) == isinstance(forward, Pair)
+    if isinstance(forward, Pair) and isinstance(swapped, Pair):
+        assert (swapped.chosen_id, swapped.rejected_id) == (forward.rejected_id, forward.chosen_id)
+        assert swapped.margin == pytest.approx(forward.margin)
+
+
+def test_safety_decides_whatever_the_quality():
+    dull_and_safe, warm_and_unsafe = judged(1, (0.2, True), "dull"), judged(2, (0.9, False), "warm")
+    pair = compare(dull_and_safe, warm_and_unsafe, PROMPT, PairSection(margin=0.05))
+    assert isinstance(pair, Pair)
+    assert (pair.chosen_id, pair.rule) == ("c1", "safety")
+
+
+def test_both_unsafe_is_no_pair_and_says_so():
+    assert compare(judged(1, (0.2, False), "a"), judged(2, (0.9, False), "b"), PROMPT, PairSection()) == "both unsafe"
+
+
+def test_ties_are_dropped_and_counted():
+    result, _ = paired([((0.5, True), "a b", "eos"), ((0.52, True), "c d", "eos")], PairSection(margin=0.05))
+    assert result.pairs == []
+    assert result.report()["comparisons"]["tie (margin too small)"] == 1
+
+
+def test_cut_off_replies_are_in_no_pair():
+    result, _ = paired([((0.9, True), "a b", "length"), ((0.2, True), "c d", "eos")], PairSection())
+    assert result.pairs == []
+    assert result.candidates["cut off at max_new_tokens"] == 1
+
+
+def test_a_much_longer_reply_does_not_win_by_quality():
+    long, short = judged(1, (0.9, True), "h " * 30), judged(2, (0.5, True), "i j")
+    assert compare(long, short, PROMPT, PairSection(max_length_ratio=1.5)) == "chosen too much longer"
+
+
+def test_pair_refuses_equal_replies_and_no_margin():
+    reply = [{"role": "assistant", "content": "x"}]
+    with pytest.raises(ValueError, match="equals"):
+        Pair("p", PROMPT.messages, reply, reply, 0.1, 0.6, "c1", "c2", "quality")
+    with pytest.raises(ValueError, match="positive"):
+        Pair("p", PROMPT.messages, reply, [{"role": "assistant", "content": "y"}], 0.0, 0.6, "c1", "c2", "quality")
