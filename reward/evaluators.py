@@ -10,12 +10,18 @@ from reward.rubric import load_rubric
 from sft.files import UserError
 
 
-def make_evaluator(kind: str, *, rubric: str | None, model: str | None, base_url: str | None) -> Evaluator:
-    """The evaluator called `kind` ("embedded" or "openai") with a rubric file, None = the project's."""
+def make_evaluator(
+    kind: str, *, rubric: str | None, model: str | None, base_url: str | None
+) -> Evaluator:
+    """The evaluator called `kind` ("embedded" or "openai") with a rubric file, None = the
+    project's.
+    """
     judged_by = load_rubric(Path(rubric)) if rubric else load_rubric()
     if kind == "embedded":
         return EmbeddedEvaluator(judged_by)
-    from reward.remote import OpenAIEvaluator  # the client takes a second to import and is rarely wanted
+    from reward.remote import (
+        OpenAIEvaluator,
+    )  # the client takes a second to import and is rarely wanted
 
     if model is None:
         raise UserError("evaluator openai needs the name of a model")

@@ -1,7 +1,9 @@
 """From assessments to preference pairs, and a reason for every candidate that is in none.
 
-Laws: an unscored candidate is in no pair; a candidate that failed the safety flow is never `chosen`; where one reply is safe and the
-other is not, safety decides whatever the quality; swapping the verdict swaps the pair; ties are dropped and counted.
+Laws: an unscored candidate is in no pair; a candidate that failed the safety flow is never
+    `chosen`; where one reply is safe and the
+other is not, safety decides whatever the quality; swapping the verdict swaps the pair; ties are
+dropped and counted.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ class Pair:
     """A preference in TRL's conversational format, with where it came from.
 
     Attributes:
-        margin: chosen quality minus rejected quality, in (0, 1]; for rule "safety" 1 plus that difference, in (0, 2].
-        confidence: how far the margin is trusted, in (0.5, 1]: 1 for a safety verdict, else 0.5 + margin / 2.
+        margin: chosen quality minus rejected quality, in (0, 1]; for rule "safety" 1 plus that
+            difference, in (0, 2].
+        confidence: how far the margin is trusted, in (0.5, 1]: 1 for a safety verdict, else 0.5 +
+            margin / 2.
         rule: "safety" where the safety flow decided, "quality" where both replies are safe.
     """
 
@@ -42,7 +46,9 @@ class Pair:
         if self.chosen == self.rejected or self.chosen_id == self.rejected_id:
             raise ValueError(f"chosen equals rejected in a pair of prompt {self.prompt_id}")
         if self.margin <= 0:
-            raise ValueError(f"margin {self.margin} of a pair of prompt {self.prompt_id} is not positive")
+            raise ValueError(
+                f"margin {self.margin} of a pair of prompt {self.prompt_id} is not positive"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,18 @@ class Pairing:
 
 def _with_total(counts: Counter[str]) -> dict[str, object]:
     arithmetic = " + ".join(f"{n} {name}" for name, n in counts.items())
-    return {"total": sum(counts.values()), **counts, "arithmetic": f"{arithmetic} = {sum(counts.values())}"}
+    return {
+        "total": sum(counts.values()),
+        **counts,
+        "arithmetic": f"{arithmetic} = {sum(counts.values())}",
+    }
 
 
 def compare(a: Judged, b: Judged, prompt: Prompt, section: PairSection) -> Pair | str:
     """The pair that two judged replies to one prompt make, or the reason why they make none.
 
-    Symmetric: `compare(b, a)` gives the same pair, because only the verdicts decide which is chosen.
+    Symmetric: `compare(b, a)` gives the same pair, because only the verdicts decide which is
+        chosen.
     """
     if a.candidate.text.strip() == b.candidate.text.strip():
         return "identical texts"
@@ -131,8 +142,10 @@ def make_pairs(
 ) -> Pairing:
     """Pair the candidates of each prompt by the recipe's strategy.
 
-    Strategies: "best_worst" one pair a prompt; "best_rest" the best against each other reply; "all" every comparison.
-    The best is a safe reply of the highest quality. Pairs of a prompt are taken by falling margin up to `max_pairs_per_prompt`.
+    Strategies: "best_worst" one pair a prompt; "best_rest" the best against each other reply; "all"
+        every comparison.
+    The best is a safe reply of the highest quality. Pairs of a prompt are taken by falling margin
+    up to `max_pairs_per_prompt`.
     """
     texts = {candidate.id: candidate for candidate in candidates}
     by_prompt: dict[str, list[Judged]] = {}
@@ -142,7 +155,8 @@ def make_pairs(
         if assessment.unscored is not None:
             result.candidates[f"unscored: {assessment.unscored}"] += 1
         elif judged.candidate.stop == "length":
-            # A reply that was cut off says nothing about what the model meant to say, and teaches not to stop.
+            # A reply that was cut off says nothing about what the model meant to say, and teaches
+            # not to stop.
             result.candidates["cut off at max_new_tokens"] += 1
         else:
             result.candidates["paired with others"] += 1
@@ -152,7 +166,9 @@ def make_pairs(
     return result
 
 
-def _pair_one(prompt: Prompt, judged: Sequence[Judged], section: PairSection, result: Pairing) -> None:
+def _pair_one(
+    prompt: Prompt, judged: Sequence[Judged], section: PairSection, result: Pairing
+) -> None:
     ranked = sorted(judged, key=_rank)
     found: list[Pair] = []
     for a, b in _comparisons(ranked, section.strategy):
@@ -180,7 +196,11 @@ def _why_none(judged: Sequence[Judged]) -> str:
 
 def _rank(judged: Judged) -> tuple[bool, float, str]:
     quality = judged.assessment.quality
-    return (not judged.assessment.safe, -(quality if quality is not None else 0.0), judged.candidate.id)
+    return (
+        not judged.assessment.safe,
+        -(quality if quality is not None else 0.0),
+        judged.candidate.id,
+    )
 
 
 def _comparisons(ranked: Sequence[Judged], strategy: str) -> list[tuple[Judged, Judged]]:

@@ -25,9 +25,9 @@ _ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
 # Said of a third person these are still told of a third person only; the others have "me" in them.
 _OF_ANYONE = _CRISIS - {"burden_gone", "danger_now"}
 _SELF = frozenset(("i", "me", "myself", "my"))
-_PRESENT = frozenset("now again still lately currently today tonight recently back started".split())
-_BASE_VERBS = frozenset("want wish hope feel need plan think should".split())
-_PLURAL = frozenset("they people who kids friends parents others to does did not may might".split())
+_PRESENT = frozenset(["now", "again", "still", "lately", "currently", "today", "tonight", "recently", "back", "started"])
+_BASE_VERBS = frozenset(["want", "wish", "hope", "feel", "need", "plan", "think", "should"])
+_PLURAL = frozenset(["they", "people", "who", "kids", "friends", "parents", "others", "to", "does", "did", "not", "may", "might"])
 _MASK = "#"  # no canonical word, so patterns do not run through it except by a gap
 
 

@@ -1,9 +1,12 @@
-"""Candidates to assessments: every candidate gets a score or a reason why not, in the order of the candidates."""
+"""Candidates to assessments: every candidate gets a score or a reason why not, in the order of the
+candidates.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+
 from reward.evaluator import Assessment, Evaluator
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -11,7 +14,10 @@ from sft.files import CheckFailed
 
 
 def score(
-    evaluator: Evaluator, prompts: Sequence[Prompt], candidates: Sequence[Candidate], advance: Callable[[int], None]
+    evaluator: Evaluator,
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Candidate],
+    advance: Callable[[int], None],
 ) -> list[Assessment]:
     """Let the evaluator judge all candidates, prompt by prompt.
 
@@ -27,7 +33,9 @@ def score(
     verdicts: dict[str, Assessment] = {}
     for prompt in prompts:
         group = asked.get(prompt.id, [])
-        verdicts.update({a.candidate_id: a for a in evaluator.assess(prompt, group)} if group else {})
+        verdicts.update(
+            {a.candidate_id: a for a in evaluator.assess(prompt, group)} if group else {}
+        )
         advance(len(group))
     return [verdicts[candidate.id] for candidate in candidates]
 
@@ -36,7 +44,8 @@ def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:
     """Refuse to go on with an evaluator that fails too often.
 
     Raises:
-        CheckFailed: the share of unscored candidates is above `limit` (0..1); with the reasons and their counts.
+        CheckFailed: the share of unscored candidates is above `limit` (0..1); with the reasons and
+            their counts.
     """
     reasons = Counter(a.unscored for a in assessments if a.unscored is not None)
     unscored, total = sum(reasons.values()), len(assessments)

@@ -41,7 +41,7 @@ _SHORT = {
 }  # fmt: skip
 _TAIL = {"'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would"}
 # After these words 's is "is"; after any other it marks possession and is dropped.
-_IS_AFTER = frozenset("he she it that there here what who how where when this everything".split())
+_IS_AFTER = frozenset(["he", "she", "it", "that", "there", "here", "what", "who", "how", "where", "when", "this", "everything"])
 # Words worth correcting: a misspelt "suicidal" must not hide. None of the corrections within one
 # edit is itself an English word that people use.
 _KEY_WORDS = (

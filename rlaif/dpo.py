@@ -1,8 +1,10 @@
 """Direct preference optimisation by the lineage rule. TRL's `DPOTrainer` does the work.
 
-The policy starts as a copy of the newest adapter, and that adapter, frozen, is the reference (Rafailov et al. 2023,
-arXiv:2305.18290, equation 7). TRL makes the frozen copy itself when it is handed a PEFT model without a `peft_config`.
-Before the first step the two are equal, so the loss is ln 2 and every reward is 0: checked in each run.
+The policy starts as a copy of the newest adapter, and that adapter, frozen, is the reference
+(Rafailov et al. 2023, arXiv:2305.18290, equation 7). TRL makes the frozen copy itself when it is
+handed a PEFT model without a `peft_config`.
+Before the first step the two are equal, so the loss is ln 2 and every reward is 0: checked in each
+    run.
 """
 
 from __future__ import annotations
@@ -23,18 +25,30 @@ from sft.chat import Chat, system_prompt
 from sft.config import Recipe
 from sft.files import CheckFailed, UserError
 from sft.runs import Stage
-from sft.train import Encoded, NanGuard, Reporter, check_moved, snapshot, steps_line, trainer_options
+from sft.train import (
+    Encoded,
+    NanGuard,
+    Reporter,
+    check_moved,
+    snapshot,
+    steps_line,
+    trainer_options,
+)
 
 
 def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
-    """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids`; a pair of which one reply does not fit is left out.
+    """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids`; a pair of which one reply does not fit
+    is left out.
 
-    Both replies must hang on the same prompt tokens, so where old turns had to go for one, the pair is rendered with the
-    shorter history for both.
+    Both replies must hang on the same prompt tokens, so where old turns had to go for one, the pair
+    is rendered with the shorter history for both.
     """
     rows, too_long, shortened = [], 0, 0
     for pair in pairs:
-        chosen, rejected = chat.render(pair.prompt, pair.chosen), chat.render(pair.prompt, pair.rejected)
+        chosen, rejected = (
+            chat.render(pair.prompt, pair.chosen),
+            chat.render(pair.prompt, pair.rejected),
+        )
         if chosen is None or rejected is None:
             too_long += 1
             continue
@@ -61,7 +75,8 @@ class _Trainer(NanGuard, DPOTrainer):
     """TRL's trainer on rows that `sft.chat` has rendered."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        # TRL would render the conversations by its own rules, which neither drop old turns nor count what is too long.
+        # TRL would render the conversations by its own rules, which neither drop old turns nor
+        # count what is too long.
         return dataset
 
 
@@ -86,21 +101,27 @@ def check_start(trainer: DPOTrainer) -> Start:
     trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
     trainer.model.eval()
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        loss = float(trainer.compute_loss(trainer.model, batch))
+        raw = trainer.compute_loss(trainer.model, batch)
+    # Older releases of TRL give the loss in the precision of autocast.
+    loss, expected = float(raw), float(torch.tensor(math.log(2), dtype=raw.dtype))
     trainer.loss_types, trainer.loss_weights = configured
     seen = trainer._metrics["eval"]
-    largest = max(abs(value) for name in ("rewards/chosen", "rewards/rejected") for value in seen[name])
+    largest = max(
+        abs(value) for name in ("rewards/chosen", "rewards/rejected") for value in seen[name]
+    )
     seen.clear()
     trainer.model.train()
-    if abs(loss - math.log(2)) > 1e-4 or largest > 1e-4:
+    if abs(loss - expected) > 1e-4 or largest > 1e-4:
         raise CheckFailed(
-            f"before the first step the loss is {loss:.6f} (must be ln 2 = {math.log(2):.6f}) and the largest reward "
+            f"before the first step the loss is {loss:.6f} (must be ln 2 = {expected:.6f}) and the largest reward "
             f"{largest:.2e} (must be 0): policy and reference are not the same model"
         )
     return Start(loss, largest)
 
 
-def train_dpo(recipe: Recipe, pairs: Sequence[Pair], start: Path | None, stage: Stage) -> dict[str, Any]:
+def train_dpo(
+    recipe: Recipe, pairs: Sequence[Pair], start: Path | None, stage: Stage
+) -> dict[str, Any]:
     """Optimise the policy on pairs and write it to `<stage>/adapter`.
 
     Args:
@@ -112,15 +133,26 @@ def train_dpo(recipe: Recipe, pairs: Sequence[Pair], start: Path | None, stage: 
     Returns:
         Counts, loss before and after, rewards and the largest weight change, for the manifest.
     """
-    section, precision = recipe.dpo, models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
+    section, precision = (
+        recipe.dpo,
+        models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu),
+    )
     tokenizer = models.load_tokenizer(recipe.model)
-    encoded = encode_pairs(Chat(tokenizer, system_prompt(recipe.model.system_prompt), recipe.model.max_length), pairs)
+    encoded = encode_pairs(
+        Chat(tokenizer, system_prompt(recipe.model.system_prompt), recipe.model.max_length), pairs
+    )
     stage.say(encoded.line("pairs"))
     if not encoded.rows:
-        raise UserError(f"no pair fits max_length {recipe.model.max_length}: raise --model.max_length")
+        raise UserError(
+            f"no pair fits max_length {recipe.model.max_length}: raise --model.max_length"
+        )
     torch.manual_seed(recipe.seed)
     base = models.load_base(recipe.model, precision)
-    model = models.load_adapter(base, start, trainable=True) if start else models.new_adapter(base, recipe.model)
+    model = (
+        models.load_adapter(base, start, trainable=True)
+        if start
+        else models.new_adapter(base, recipe.model)
+    )
     reporter = Reporter(stage, "dpo")
     options = trainer_options(section, recipe, precision, stage.folder, DPOConfig)
     options |= {
@@ -141,7 +173,9 @@ def train_dpo(recipe: Recipe, pairs: Sequence[Pair], start: Path | None, stage: 
     models.keep_float32(model)
     stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
     before, first = snapshot(model), check_start(trainer)
-    stage.say(f"before step 1: loss {first.loss:.6f} = ln 2, largest reward {first.largest_reward:.1e}")
+    stage.say(
+        f"before step 1: loss {first.loss:.6f} = ln 2, largest reward {first.largest_reward:.1e}"
+    )
     trainer.train()
     moved = check_moved(before, snapshot(model))
     if trainer.is_world_process_zero():

@@ -1,7 +1,8 @@
-"""The proof: the aligned policy against the SFT model on held-out prompts, judged by who did not label the training data.
+"""The proof: the aligned policy against the SFT model on held-out prompts, judged by who did not
+label the training data.
 
-Both sides answer the same prompts under the same sampling. Not here: the statistics (`rlaif.measures`), what counts as passing
-(`rlaif.safety`), how it looks (`rlaif.report`).
+Both sides answer the same prompts under the same sampling. Not here: the statistics
+(`rlaif.measures`), what counts as passing (`rlaif.safety`), how it looks (`rlaif.report`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from reward.evaluator import Assessment, Evaluator
-from rlaif.results import JudgedReply
 from rlaif.measures import repetition, words
+from rlaif.results import JudgedReply
 from sft import ground_truth
-from sft.data import Prompt
 from sft.candidates import Candidate
+from sft.data import Prompt
 
 TIE_BAND = 0.02  # quality on 0..1: a smaller difference between two safe replies is a tie
 CUT_OFF = "the prompt leaves no room for a reply"
 
 
 class Judge(Protocol):
-    """Who judges the result: a verdict per reply, and which of two replies to one prompt is better."""
+    """Who judges the result: a verdict per reply, and which of two replies to one prompt is
+    better.
+    """
 
     name: str
     rubric: str
@@ -31,7 +34,9 @@ class Judge(Protocol):
         ...
 
     def prefer(self, prompt: Prompt, ours: Candidate, theirs: Candidate) -> float | None:
-        """1.0 where `ours` is better, 0.5 for a tie, 0.0 where `theirs` is; None where a verdict is missing."""
+        """1.0 where `ours` is better, 0.5 for a tie, 0.0 where `theirs` is; None where a verdict is
+        missing.
+        """
         ...
 
 
@@ -124,7 +129,8 @@ def judge_all(
     """Judge both sides on the prompts that both answered.
 
     Returns:
-        Rows of the policy, rows of the baseline, and the preferences (1 = the policy's reply is better).
+        Rows of the policy, rows of the baseline, and the preferences (1 = the policy's reply is
+        better).
     """
     ours, theirs = ({reply.prompt_id: reply for reply in side} for side in (policy, baseline))
     rows: list[JudgedReply] = []

@@ -140,6 +140,8 @@ def _length(measures: Mapping[str, Comparison]) -> list[str]:
     sentence = (
         f"eplies{where} are {percent(abs(change))} {grew}: from {theirs:.1f} to {ours:.1f} words."
     )
+    if abs(change) < 0.005:
+        return [f"Replies{where} are as long as before: {ours:.1f} words."]
     if abs(change) <= LENGTH_DRIFT:
         return ["R" + sentence]
     return [f"{WARNING}r{sentence} Judges reward length, so read the win rate with care."]

@@ -1,6 +1,8 @@
-"""From the replies of both sides to the files of the proof: report.json, report.html, samples.jsonl.
+"""From the replies of both sides to the files of the proof: report.json, report.html,
+samples.jsonl.
 
-Also the check that nothing of the training repeats a held-out prompt. Not here: judging (`rlaif.evaluate`).
+Also the check that nothing of the training repeats a held-out prompt. Not here: judging
+(`rlaif.evaluate`).
 """
 
 from __future__ import annotations
@@ -25,10 +27,16 @@ from sft.lineage import name_of
 
 
 def training_files(recipe: Recipe) -> dict[str, Path]:
-    """Everything the policy was trained on: demonstrations, and the prompts of each round that was walked here."""
-    files = {"trained on demonstrations": runs.stage_folder(recipe, "finetune") / "demonstrations.jsonl"}
+    """Everything the policy was trained on: demonstrations, and the prompts of each round that was
+    walked here.
+    """
+    files = {
+        "trained on demonstrations": runs.stage_folder(recipe, "finetune") / "demonstrations.jsonl"
+    }
     for round in range(1, recipe.rounds + 1):
-        files[f"trained on prompts {round}"] = runs.stage_folder(recipe, "candidates", round) / "prompts.jsonl"
+        files[f"trained on prompts {round}"] = (
+            runs.stage_folder(recipe, "candidates", round) / "prompts.jsonl"
+        )
     return {name: path for name, path in files.items() if path.is_file()}
 
 
@@ -64,7 +72,9 @@ def prove(
         stage: where the files go.
     """
     with runs.Progress(len(prompts), "verdicts", unit="prompts") as bar:
-        ours, theirs, preferences = judge_all(judge, prompts, replies["policy"], replies["baseline"], bar.advance)
+        ours, theirs, preferences = judge_all(
+            judge, prompts, replies["policy"], replies["baseline"], bar.advance
+        )
     policy = adapters["policy"]
     report = build_report(
         ours,
@@ -106,12 +116,19 @@ def _sides(
     preferences: Sequence[float | None],
 ) -> Iterator[dict[str, object]]:
     for a, b, preference in zip(ours, theirs, preferences, strict=True):
-        yield {"prompt": messages[a.prompt_id], "policy": a, "baseline": b, "preference": preference}
+        yield {
+            "prompt": messages[a.prompt_id],
+            "policy": a,
+            "baseline": b,
+            "preference": preference,
+        }
 
 
 def _trainings(recipe: Recipe) -> list[Training]:
     folders = [("finetune", 1, runs.stage_folder(recipe, "finetune"))]
-    folders += [("dpo", n, runs.stage_folder(recipe, "dpo", n)) for n in range(1, recipe.rounds + 1)]
+    folders += [
+        ("dpo", n, runs.stage_folder(recipe, "dpo", n)) for n in range(1, recipe.rounds + 1)
+    ]
     found = [Training(stage, n, folder / "metrics.jsonl") for stage, n, folder in folders]
     return [training for training in found if training.metrics.is_file()]
 
@@ -120,10 +137,20 @@ def _grades(ours: Sequence[JudgedReply], theirs: Sequence[JudgedReply]) -> list[
     made = []
     for name in ("empathy", "helpfulness"):
         series = [
-            (side, [value for row in rows if (value := (row.empathy if name == "empathy" else row.helpfulness)) is not None])
+            (
+                side,
+                [
+                    value
+                    for row in rows
+                    if (value := (row.empathy if name == "empathy" else row.helpfulness))
+                    is not None
+                ],
+            )
             for side, rows in (("baseline", theirs), ("policy", ours))
         ]
-        made.append(Histogram(f"{name.capitalize()} by the judge", "score, 0 to 1", series, 0.0, 1.0, 20))
+        made.append(
+            Histogram(f"{name.capitalize()} by the judge", "score, 0 to 1", series, 0.0, 1.0, 20)
+        )
     return made
 
 
@@ -135,4 +162,13 @@ def _candidate_quality(recipe: Recipe) -> list[Histogram]:
         if path.is_file():
             rows = read_rows(path, Assessment)
             series.append((f"round {n}", [row.quality for row in rows if row.quality is not None]))
-    return [Histogram("Quality of the training candidates by the evaluator", "quality, 0 to 1", series, 0.0, 1.0, 20)]
+    return [
+        Histogram(
+            "Quality of the training candidates by the evaluator",
+            "quality, 0 to 1",
+            series,
+            0.0,
+            1.0,
+            20,
+        )
+    ]

@@ -1,9 +1,11 @@
-"""The whole main job in one process: all stages of a recipe, all rounds, then the proof and the export.
+"""The whole main job in one process: all stages of a recipe, all rounds, then the proof and the
+export.
 
     python scripts/align.py --config configs/quickstart.yaml
     accelerate launch scripts/align.py --config configs/llama3-8b-multi-gpu.yaml
 
-What is finished is reused, so a stopped run goes on with the same command. Not here: anything but the order of the stages.
+What is finished is reused, so a stopped run goes on with the same command. Not here: anything but
+the order of the stages.
 """
 
 import sys
@@ -33,7 +35,10 @@ def main(argv: list[str]) -> None:
     for number, (name, module, round) in enumerate(steps, 1):
         elapsed = time.monotonic() - started
         if runs.is_main():
-            print(f"\n[{number}/{len(steps)}] {name}, round {round} ({elapsed:.0f} s so far)", flush=True)
+            print(
+                f"\n[{number}/{len(steps)}] {name}, round {round} ({elapsed:.0f} s so far)",
+                flush=True,
+            )
         module.main([*argv, "--round", str(round)])
 
 

@@ -1,4 +1,5 @@
-"""Policy stage: DPO on preference pairs, from a copy of the newest adapter, with that adapter as the reference.
+"""Policy stage: DPO on preference pairs, from a copy of the newest adapter, with that adapter as
+the reference.
 
     accelerate launch scripts/dpo.py --config configs/llama3-8b-t4.yaml --beta 0.2
     torchrun --nproc_per_node 2 scripts/dpo.py --config configs/quickstart.yaml --use_cpu
@@ -11,6 +12,7 @@ import sys
 from reward.pairs import Pair
 from sft import config, lineage, runs
 from sft.files import read_rows
+from sft.tracking import tracker
 
 
 def main(argv: list[str]) -> None:
@@ -20,13 +22,19 @@ def main(argv: list[str]) -> None:
     inputs = {"pairs": runs.stage_folder(recipe, "pairs", recipe.round) / "pairs.jsonl"}
     inputs |= lineage.base_input(recipe) | ({"adapter": adapter} if adapter else {})
     settings = recipe.settings("seed", "use_cpu", "model", "dpo")
-    with runs.open_stage(recipe, "dpo", config=settings, inputs=inputs, round=recipe.round) as stage:
+    opened = runs.open_stage(recipe, "dpo", config=settings, inputs=inputs, round=recipe.round)
+    with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused:
             return
         pairs = read_rows(inputs["pairs"], Pair)
-        from rlaif.dpo import train_dpo  # torch and TRL take seconds to import; mistakes are told before
+        from rlaif.dpo import (
+            train_dpo,
+        )  # torch and TRL take seconds to import; mistakes are told before
 
         summary = train_dpo(recipe, pairs, adapter, stage)
+        track.artifact(
+            stage.path("adapter"), "adapter-dpo", "model", uses={"pairs": inputs["pairs"]}
+        )
         stage.finish(["adapter"], **summary)
 
 

@@ -1,4 +1,5 @@
-"""Pair stage: assessments in, preference pairs out, and the reason for every candidate that is in none.
+"""Pair stage: assessments in, preference pairs out, and the reason for every candidate that is in
+none.
 
     python scripts/pair.py --config configs/quickstart.yaml --margin 0.1 --strategy best_worst
 
@@ -13,6 +14,7 @@ from sft import config, runs
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import UserError, read_rows, write_json, write_rows
+from sft.tracking import tracker
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +26,10 @@ def main(argv: list[str]) -> None:
         "candidates": candidates / "candidates.jsonl",
         "assessments": runs.stage_folder(recipe, "scores", recipe.round) / "assessments.jsonl",
     }
-    with runs.open_stage(recipe, "pairs", config=recipe.settings("pair"), inputs=inputs, round=recipe.round) as stage:
+    opened = runs.open_stage(
+        recipe, "pairs", config=recipe.settings("pair"), inputs=inputs, round=recipe.round
+    )
+    with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused or not stage.is_main:
             return
         result = make_pairs(
@@ -39,9 +44,27 @@ def main(argv: list[str]) -> None:
             listed = " + ".join(f"{n} {reason}" for reason, n in counts.most_common())
             stage.say(f"  {what}: {listed} = {sum(counts.values())}")
         if not result.pairs:
-            raise UserError(f"no pair is left: see {stage.path('dropped.json')} for the reasons; try a smaller --margin")
+            raise UserError(
+                f"no pair is left: see {stage.path('dropped.json')} for the reasons; try a smaller --margin"
+            )
         write_rows(stage.path("pairs.jsonl"), result.pairs)
-        stage.log({"pairs": len(result.pairs), **{f"pairs/{rule}": n for rule, n in result.by_rule.items()}})
+        stage.log(
+            {
+                "pairs": len(result.pairs),
+                **{f"pairs/{rule}": n for rule, n in result.by_rule.items()},
+            }
+        )
+        sides = [
+            [p.chosen[0]["content"], p.rejected[0]["content"], p.margin, p.rule]
+            for p in result.pairs[:100]
+        ]
+        track.table("pairs", ["chosen", "rejected", "margin", "rule"], sides)
+        track.artifact(
+            stage.path("pairs.jsonl"),
+            "pairs",
+            "dataset",
+            uses={"assessments": inputs["assessments"]},
+        )
         stage.finish(["pairs.jsonl", "dropped.json"], **result.report())
 
 

@@ -1,7 +1,9 @@
-"""Score stage: the evaluator judges every candidate; a candidate it cannot judge is unscored, with a reason.
+"""Score stage: the evaluator judges every candidate; a candidate it cannot judge is unscored, with
+a reason.
 
     python scripts/score.py --config configs/quickstart.yaml
-    OPENAI_API_KEY=... python scripts/score.py --config configs/llama3-8b-t4.yaml --evaluator openai \\
+    OPENAI_API_KEY=... python scripts/score.py --config configs/llama3-8b-t4.yaml --evaluator openai
+    \\
         --evaluator_model gpt-4o-mini --score.allow_remote true
 
 Not here: which candidates become pairs (`pair.py`): scoring may cost money, pairing is free.
@@ -16,6 +18,7 @@ from sft import config, runs
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import read_rows, write_rows
+from sft.tracking import tracker
 
 
 def main(argv: list[str]) -> None:
@@ -24,17 +27,23 @@ def main(argv: list[str]) -> None:
     section = recipe.score
     candidates = runs.stage_folder(recipe, "candidates", recipe.round)
     evaluator = make_evaluator(
-        section.evaluator, rubric=section.rubric, model=section.evaluator_model, base_url=section.base_url
+        section.evaluator,
+        rubric=section.rubric,
+        model=section.evaluator_model,
+        base_url=section.base_url,
     )
     inputs = {name: candidates / f"{name}.jsonl" for name in ("prompts", "candidates")}
     inputs |= {"rubric": Path(section.rubric)} if section.rubric else {}
     settings = recipe.settings("score") | {"rubric": evaluator.rubric, "evaluator": evaluator.name}
-    with runs.open_stage(recipe, "scores", config=settings, inputs=inputs, round=recipe.round) as stage:
+    opened = runs.open_stage(recipe, "scores", config=settings, inputs=inputs, round=recipe.round)
+    with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused or not stage.is_main:
             return
         rows = read_rows(inputs["candidates"], Candidate)
         with runs.Progress(len(rows), "scores", unit="candidates") as progress:
-            assessments = score(evaluator, read_rows(inputs["prompts"], Prompt), rows, progress.advance)
+            assessments = score(
+                evaluator, read_rows(inputs["prompts"], Prompt), rows, progress.advance
+            )
         write_rows(stage.path("assessments.jsonl"), assessments)
         counts = summary(assessments)
         stage.log(counts)
@@ -43,6 +52,17 @@ def main(argv: list[str]) -> None:
             f"quality {counts['quality']:.2f}, unsafe {counts['unsafe_share']:.1%}, unscored {counts['unscored']:.0f}"
         )
         check_unscored(assessments, section.max_unscored)
+        track.table(
+            "assessments",
+            ["candidate_id", "critique"],
+            [[a.candidate_id, a.critique] for a in assessments[:100]],
+        )
+        track.artifact(
+            stage.path("assessments.jsonl"),
+            "assessments",
+            "dataset",
+            uses={"candidates": inputs["candidates"]},
+        )
         stage.finish(["assessments.jsonl"], **counts)
 
 

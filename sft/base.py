@@ -1,7 +1,10 @@
-"""The embedded base model: a byte-level BPE tokenizer and a small Llama, made from the practice clinic's conversations.
+"""The embedded base model: a byte-level BPE tokenizer and a small Llama, made from the practice
+clinic's conversations.
 
-Like a real base model it has read good and bad counsellors alike, so its replies are fluent and often wrong. Left out on
-purpose: everything a real pre-training needs beyond one process, one epoch loop and one learning-rate curve.
+Like a real base model it has read good and bad counsellors alike, so its replies are fluent and
+often wrong. Left out on
+purpose: everything a real pre-training needs beyond one process, one epoch loop and one
+    learning-rate curve.
 """
 
 from __future__ import annotations
@@ -20,8 +23,14 @@ from sft.chat import LLAMA3, Chat
 from sft.data import Message
 from sft.runs import Progress
 
-# Llama-3's own names, so that recipes and templates for Llama-3 work on the embedded model unchanged.
-BOS, EOS, EOT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
+# Llama-3's own names, so that recipes and templates for Llama-3 work on the embedded model
+# unchanged.
+BOS, EOS, EOT, PAD = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|finetune_right_pad_id|>",
+)
 SPECIAL = [BOS, EOS, "<|start_header_id|>", "<|end_header_id|>", EOT, PAD]
 
 
@@ -50,8 +59,12 @@ class Shape:
     learning_rate: float = 2e-3
 
 
-def train_tokenizer(conversations: Sequence[Sequence[Message]], shape: Shape) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Llama-3's special tokens and chat layout; any byte string can be encoded."""
+def train_tokenizer(
+    conversations: Sequence[Sequence[Message]], shape: Shape
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Llama-3's special tokens and chat layout; any byte string can be
+    encoded.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -75,7 +88,10 @@ def train_tokenizer(conversations: Sequence[Sequence[Message]], shape: Shape) ->
 
 
 def pretrain(
-    conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int
+    conversations: Sequence[Sequence[Message]],
+    tokenizer: PreTrainedTokenizerFast,
+    shape: Shape,
+    seed: int,
 ) -> tuple[LlamaForCausalLM, list[float]]:
     """Train the model from scratch on whole conversations.
 
@@ -93,7 +109,8 @@ def pretrain(
             intermediate_size=shape.intermediate,
             max_position_embeddings=shape.context,
             tie_word_embeddings=True,
-            # On a CPU the backward of SDPA takes 1.4 times as long as that of plain matrix products.
+            # On a CPU the backward of SDPA takes 1.4 times as long as that of plain matrix
+            # products.
             attn_implementation="eager",
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -114,7 +131,10 @@ def pretrain(
         progress.advance(1)
     progress.close()
     tenth = max(1, len(losses) // 10)
-    return model, [sum(losses[i : i + tenth]) / len(losses[i : i + tenth]) for i in range(0, len(losses), tenth)]
+    return model, [
+        sum(losses[i : i + tenth]) / len(losses[i : i + tenth])
+        for i in range(0, len(losses), tenth)
+    ]
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -124,7 +144,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def _encode(conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerFast, limit: int) -> list[list[int]]:
+def _encode(
+    conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerFast, limit: int
+) -> list[list[int]]:
     chat = Chat(tokenizer, "", limit)
     rendered = [chat.render(row[:-1], row[-1:]) for row in conversations]
     return [r.prompt_ids + r.completion_ids for r in rendered if r]
@@ -152,7 +174,9 @@ def _width(row: list[int]) -> int:
     return -(-len(row) // 32) * 32
 
 
-def _update(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: list[list[int]], pad: int) -> float:
+def _update(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: list[list[int]], pad: int
+) -> float:
     width = max(map(_width, batch))
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch])
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch])

@@ -1,4 +1,6 @@
-"""What is sampled and how: the row that passes from generation to scoring, without the weight of torch."""
+"""What is sampled and how: the row that passes from generation to scoring, without the weight of
+torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from sft.files import UserError
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sampled reply. `id` is a hash of everything that made it; `stop` says whether it ended by itself."""
+    """One sampled reply. `id` is a hash of everything that made it; `stop` says whether it ended by
+    itself.
+    """
 
     id: str
     prompt_id: str
@@ -46,8 +50,12 @@ class Sampling:
     @classmethod
     def of(cls, section: GenerateSection | EvaluateSection, *, k: int, seed: int) -> Sampling:
         """The sampling that a recipe's section asks for."""
-        return cls(k, section.temperature, section.top_p, section.max_new_tokens, section.batch_size, seed)
+        return cls(
+            k, section.temperature, section.top_p, section.max_new_tokens, section.batch_size, seed
+        )
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.k > 1:
-            raise UserError(f"temperature 0 gives {self.k} equal replies: set a temperature or num_return_sequences 1")
+            raise UserError(
+                f"temperature 0 gives {self.k} equal replies: set a temperature or num_return_sequences 1"
+            )

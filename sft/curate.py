@@ -196,7 +196,9 @@ def report(before: Sequence[Demonstration], curated: Curated) -> dict[str, objec
         "questions": len({row.prompt_id for row in curated.kept}),
         "topics": {topic: f"{n} of {len(curated.kept)}" for topic, n in topics.most_common()},
         "shared_openings_before": [each._asdict() for each in boilerplate_openings(before)[:5]],
-        "shared_openings_after": [each._asdict() for each in boilerplate_openings(curated.kept)[:5]],
+        "shared_openings_after": [
+            each._asdict() for each in boilerplate_openings(curated.kept)[:5]
+        ],
     }
 
 

@@ -1,7 +1,8 @@
 """K seeded candidates per prompt, sampled from the policy of the day.
 
-Rows are grouped by length into batches; a batch draws its random numbers from the seed and the batch's own content, so the
-same prompts give the same candidates with one process or several. Not here: judging them (`reward.score`).
+Rows are grouped by length into batches; a batch draws its random numbers from the seed and the
+batch's own content, so the same prompts give the same candidates with one process or several. Not
+here: judging them (`reward.score`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from sft.files import short_hash
 
 @dataclass(frozen=True)
 class Generated:
-    """Candidates in the order of the prompts, and the ids of prompts that did not fit the length limit."""
+    """Candidates in the order of the prompts, and the ids of prompts that did not fit the length
+    limit.
+    """
 
     candidates: list[Candidate]
     too_long: list[str]
@@ -43,12 +46,18 @@ def generate(
     Args:
         model: on its device, with the adapter to sample from active.
         chat: renders the prompts; prompts that leave no room for a reply are reported, not cut.
-        model_name: stored with each candidate, so that a reply can be traced to the adapter that wrote it.
+        model_name: stored with each candidate, so that a reply can be traced to the adapter that
+            wrote it.
         advance: called with the number of prompts finished, for a progress line.
     """
-    rendered = [(prompt, chat.render(prompt.messages, reserve=sampling.max_new_tokens)) for prompt in prompts]
+    rendered = [
+        (prompt, chat.render(prompt.messages, reserve=sampling.max_new_tokens))
+        for prompt in prompts
+    ]
     too_long = [prompt.id for prompt, row in rendered if row is None]
-    rows = sorted(((p.id, r.prompt_ids) for p, r in rendered if r), key=lambda row: (len(row[1]), row[0]))
+    rows = sorted(
+        ((p.id, r.prompt_ids) for p, r in rendered if r), key=lambda row: (len(row[1]), row[0])
+    )
     per_batch = max(1, sampling.batch_size // sampling.k)
     batches = [rows[i : i + per_batch] for i in range(0, len(rows), per_batch)]
     state = PartialState()
@@ -68,16 +77,31 @@ def generate(
 
 @torch.inference_mode()
 def _sample_batch(
-    model: PreTrainedModel, chat: Chat, batch: Sequence[tuple[str, list[int]]], sampling: Sampling, model_name: str
+    model: PreTrainedModel,
+    chat: Chat,
+    batch: Sequence[tuple[str, list[int]]],
+    sampling: Sampling,
+    model_name: str,
 ) -> list[Candidate]:
     width = max(len(ids) for _, ids in batch)
     pad = chat.tokenizer.pad_token_id
-    input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for _, ids in batch], device=model.device)
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for _, ids in batch], device=model.device)
-    torch.manual_seed(int(short_hash([sampling.seed, [prompt_id for prompt_id, _ in batch]]), 16) % 2**63)
+    input_ids = torch.tensor(
+        [[pad] * (width - len(ids)) + ids for _, ids in batch], device=model.device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(ids)) + [1] * len(ids) for _, ids in batch], device=model.device
+    )
+    torch.manual_seed(
+        int(short_hash([sampling.seed, [prompt_id for prompt_id, _ in batch]]), 16) % 2**63
+    )
     how = {"do_sample": False}
     if sampling.temperature > 0:
-        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        how = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
     output = model.generate(
         input_ids=input_ids,
         attention_mask=mask,
@@ -92,7 +116,15 @@ def _sample_batch(
     for row, ids in enumerate(output):
         prompt_id, k = batch[row // sampling.k][0], row % sampling.k
         end = next((i for i, token in enumerate(ids) if token in stops), None)
-        about = [model_name, prompt_id, sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed, k]
+        about = [
+            model_name,
+            prompt_id,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.max_new_tokens,
+            sampling.seed,
+            k,
+        ]
         made.append(
             Candidate(
                 id="c-" + short_hash(about),

@@ -1,7 +1,8 @@
 """Which adapter a stage starts from and where the run's files lie: the lineage rule in folders.
 
-The base is never changed. SFT trains an adapter on it; each preference stage starts from a copy of the newest adapter and has that
-one, frozen, as its reference. Round 1 starts from SFT, round n from the policy of round n - 1.
+The base is never changed. SFT trains an adapter on it; each preference stage starts from a copy of
+the newest adapter and has that one, frozen, as its reference. Round 1 starts from SFT, round n from
+the policy of round n - 1.
 """
 
 from __future__ import annotations
@@ -17,27 +18,37 @@ EMBEDDED = Path(__file__).parent / "assets" / "base"
 
 
 def model_source(name_or_path: str) -> str:
-    """Where a model's files are: the shipped folder for "embedded", else the path or Hub name as given."""
+    """Where a model's files are: the shipped folder for "embedded", else the path or Hub name as
+    given.
+    """
     if name_or_path != "embedded":
         return name_or_path
     if not (EMBEDDED / "model.safetensors").is_file():
-        raise UserError(f"the embedded base model is missing from {EMBEDDED}; make it: python scripts/build_base.py")
+        raise UserError(
+            f"the embedded base model is missing from {EMBEDDED}; make it: python scripts/build_base.py"
+        )
     return str(EMBEDDED)
 
 
 def start_adapter(recipe: Recipe) -> Path | None:
-    """Adapter that this round's candidates are sampled from and its policy starts from; None = the base itself.
+    """Adapter that this round's candidates are sampled from and its policy starts from; None = the
+    base itself.
 
     Raises:
         UserError: the stage that writes it has not been run.
     """
     if recipe.round > 1:
-        return _there(stage_folder(recipe, "dpo", recipe.round - 1) / "adapter", f"dpo.py --round {recipe.round - 1}")
+        return _there(
+            stage_folder(recipe, "dpo", recipe.round - 1) / "adapter",
+            f"dpo.py --round {recipe.round - 1}",
+        )
     return baseline_adapter(recipe)
 
 
 def baseline_adapter(recipe: Recipe) -> Path | None:
-    """The SFT adapter, which every round is compared with; None where the recipe starts from the base itself."""
+    """The SFT adapter, which every round is compared with; None where the recipe starts from the
+    base itself.
+    """
     if recipe.start_adapter == BASE_ITSELF:
         return None
     if recipe.start_adapter is not None:
@@ -49,11 +60,15 @@ def policy_adapter(recipe: Recipe) -> Path:
     """The policy of the last round: what is evaluated and exported."""
     if recipe.adapter is not None:
         return _there(Path(recipe.adapter), "dpo.py")
-    return _there(stage_folder(recipe, "dpo", recipe.rounds) / "adapter", f"dpo.py --round {recipe.rounds}")
+    return _there(
+        stage_folder(recipe, "dpo", recipe.rounds) / "adapter", f"dpo.py --round {recipe.rounds}"
+    )
 
 
 def name_of(adapter: Path | None) -> str:
-    """How a candidate names the model that wrote it: the adapter's stage and the hash of its content."""
+    """How a candidate names the model that wrote it: the adapter's stage and the hash of its
+    content.
+    """
     return "base" if adapter is None else f"{adapter.parent.name}@{sha256_of(adapter)[:12]}"
 
 
@@ -64,7 +79,8 @@ def _there(adapter: Path, script: str) -> Path:
 
 
 def base_input(recipe: Recipe) -> dict[str, Path]:
-    """The base model as an input of a stage, where it is a folder: its configuration and weight index stand for it.
+    """The base model as an input of a stage, where it is a folder: its configuration and weight
+    index stand for it.
 
     Hashing the weights of an 8B model would take longer than some stages.
     """

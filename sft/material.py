@@ -1,7 +1,8 @@
-"""What a recipe's names mean: which prompts are trained on, which are held out, which demonstrations are learned from.
+"""What a recipe's names mean: which prompts are trained on, which are held out, which
+demonstrations are learned from.
 
-One place for all stages, so that training and proof cannot disagree about the split. The risk of a message is judged by a later package's
-rule, so it comes in as a required argument.
+One place for all stages, so that training and proof cannot disagree about the split. The risk of a
+message is judged by a later package's rule, so it comes in as a required argument.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from sft.data import Demonstration, Message, Prompt, Risk
 CLINIC = "practice-clinic"
 CLINIC_PROMPTS = 400  # training prompts of a round where the recipe does not say
 CLINIC_DEMONSTRATIONS = 1500
-# The held-out prompts are the same for every seed, round and experiment, so that their results can be compared.
+# The held-out prompts are the same for every seed, round and experiment, so that their results can
+# be compared.
 HELD_OUT_SEED = 20_261_120
 
 MessageRisk = Callable[[list[Message]], Risk]
@@ -48,12 +50,20 @@ def held_out_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
     section = recipe.evaluate
     if recipe.held_out is not None:
         prompts = data.load_prompts(
-            recipe.held_out, seed=recipe.seed, held_out_share=1.0, message_risk=message_risk, label_topic=label_topic
+            recipe.held_out,
+            seed=recipe.seed,
+            held_out_share=1.0,
+            message_risk=message_risk,
+            label_topic=label_topic,
         )
     elif recipe.prompts == CLINIC:
         crisis = section.crisis_prompts / section.n_prompts
         return simulator.practice_prompts(
-            "held_out", section.n_prompts, HELD_OUT_SEED, crisis_share=crisis, elevated_share=(1 - crisis) / 3
+            "held_out",
+            section.n_prompts,
+            HELD_OUT_SEED,
+            crisis_share=crisis,
+            elevated_share=(1 - crisis) / 3,
         )
     else:
         prompts = [p for p in _file_prompts(recipe, message_risk) if p.split == "held_out"]
@@ -61,7 +71,9 @@ def held_out_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
 
 
 def demonstrations(recipe: Recipe, message_risk: MessageRisk) -> tuple[list[Demonstration], int]:
-    """Demonstrations to learn from, and how many were left out because a held-out prompt says the same."""
+    """Demonstrations to learn from, and how many were left out because a held-out prompt says the
+    same.
+    """
     name, n = recipe.demonstrations, recipe.finetune.n_demonstrations
     if name == CLINIC:
         rows = simulator.practice_demonstrations(n or CLINIC_DEMONSTRATIONS, recipe.seed)
@@ -77,8 +89,16 @@ def demonstrations(recipe: Recipe, message_risk: MessageRisk) -> tuple[list[Demo
 
 def files(recipe: Recipe) -> dict[str, Path]:
     """The files behind the names, as inputs of a stage: a changed file is a changed stage."""
-    named = {"prompts": recipe.prompts, "held_out": recipe.held_out, "demonstrations": recipe.demonstrations}
-    return {name: Path(value) for name, value in named.items() if value is not None and Path(value).is_file()}
+    named = {
+        "prompts": recipe.prompts,
+        "held_out": recipe.held_out,
+        "demonstrations": recipe.demonstrations,
+    }
+    return {
+        name: Path(value)
+        for name, value in named.items()
+        if value is not None and Path(value).is_file()
+    }
 
 
 def _file_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:

@@ -1,7 +1,9 @@
 """Tokenizer, precision, 4-bit and adapters: the only place that calls `from_pretrained`.
 
-The lineage rule: the base is never changed and never merged while training; what learns is one LoRA adapter named
-"default", in float32 whatever the base's precision, and a frozen copy of where it started is the reference.
+The lineage rule: the base is never changed and never merged while training; what learns is one LoRA
+    adapter named
+"default", in float32 whatever the base's precision, and a frozen copy of where it started is the
+reference.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Precision:
-    """In what numbers a device computes: `dtype` of the frozen base, Trainer's two flags, and why."""
+    """In what numbers a device computes: `dtype` of the frozen base, Trainer's two flags, and
+    why.
+    """
 
     dtype: torch.dtype
     bf16: bool
@@ -43,20 +47,25 @@ class Precision:
 
 
 def choose_precision(dtype: str, *, use_cpu: bool) -> Precision:
-    """Pick the fast and safe precision of the device that is there, or take the one that was asked for.
+    """Pick the fast and safe precision of the device that is there, or take the one that was asked
+    for.
 
-    `torch.cuda.is_bf16_supported()` says True on a T4, which emulates it about four times slower; the compute
-    capability tells the truth (8.0 and newer have bf16).
+    `torch.cuda.is_bf16_supported()` says True on a T4, which emulates it about four times slower;
+    the compute capability tells the truth (8.0 and newer have bf16).
     """
     if torch.cuda.is_available() and not use_cpu:
         device = "cuda"
         capability = torch.cuda.get_device_capability()
-        best, reason = ("bfloat16", "bf16 units") if capability >= (8, 0) else ("float16", "no bf16 units")
+        best, reason = (
+            ("bfloat16", "bf16 units") if capability >= (8, 0) else ("float16", "no bf16 units")
+        )
         reason = f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}: {reason}"
     else:
         device = "cpu"
         fast = torch.cpu._is_avx512_bf16_supported()
-        best, reason = ("bfloat16", "CPU with avx512_bf16") if fast else ("float32", "CPU without bf16 units")
+        best, reason = (
+            ("bfloat16", "CPU with avx512_bf16") if fast else ("float32", "CPU without bf16 units")
+        )
     if dtype != "auto":
         best, reason = dtype, f"asked for ({reason})"
     return Precision(DTYPES[best], best == "bfloat16", best == "float16", device, reason)
@@ -65,15 +74,24 @@ def choose_precision(dtype: str, *, use_cpu: bool) -> Precision:
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """Tokenizer with its chat template set and a pad token that is not the end-of-text token.
 
-    pad = eos hides the end of a reply from the loss wherever labels are masked by id, and Llama-3 reward models then
-    do not converge, so a reserved token of the vocabulary is taken where the tokenizer brings no pad token.
+    pad = eos hides the end of a reply from the loss wherever labels are masked by id, and Llama-3
+    reward models then do not converge, so a reserved token of the vocabulary is taken where the
+    tokenizer brings no pad token.
     """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer.from_pretrained, section)
     chat.set_template(tokenizer, section.chat_template)
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         known = tokenizer.get_vocab()
-        spare = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "[PAD]", "<unk>")
-        tokenizer.pad_token = next((token for token in spare if token in known), tokenizer.eos_token)
+        spare = (
+            "<|finetune_right_pad_id|>",
+            "<|reserved_special_token_0|>",
+            "<pad>",
+            "[PAD]",
+            "<unk>",
+        )
+        tokenizer.pad_token = next(
+            (token for token in spare if token in known), tokenizer.eos_token
+        )
     return tokenizer
 
 
@@ -81,9 +99,13 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
     """The frozen base in its compute precision, or in 4-bit NF4 with double quantisation.
 
     Raises:
-        UserError: no such model, no access to a gated one, or no causal language model; with the next step.
+        UserError: no such model, no access to a gated one, or no causal language model; with the
+            next step.
     """
-    options: dict[str, object] = {"dtype": precision.dtype, "attn_implementation": section.attn_implementation}
+    options: dict[str, object] = {
+        "dtype": precision.dtype,
+        "attn_implementation": section.attn_implementation,
+    }
     if section.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -91,7 +113,8 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=precision.dtype,
         )
-        # A quantised model cannot be moved afterwards, and each process holds a whole copy on its own card.
+        # A quantised model cannot be moved afterwards, and each process holds a whole copy on its
+        # own card.
         index = torch.cuda.current_device() if precision.device == "cuda" else "cpu"
         options["device_map"] = {"": index}
     model: PreTrainedModel = _load(AutoModelForCausalLM.from_pretrained, section, **options)
@@ -133,7 +156,9 @@ def new_adapter(base: PreTrainedModel, section: ModelSection) -> PeftModel:
         lora_alpha=section.lora_alpha,
         lora_dropout=section.lora_dropout,
         fan_in_fan_out=transposed,
-        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+        target_modules=targets
+        if targets == "all-linear"
+        else [name.strip() for name in targets.split(",")],
     )
     model = get_peft_model(base, config)
     _to_float32(model)
@@ -155,7 +180,9 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
 
 @dataclass(frozen=True)
 class Speakers:
-    """Several assistants on one base: the base itself and its adapters, of which one is active at a time."""
+    """Several assistants on one base: the base itself and its adapters, of which one is active at a
+    time.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -172,8 +199,12 @@ class Speakers:
                 yield self.model
 
 
-def load_speakers(section: ModelSection, adapters: Mapping[str, Path | None], *, use_cpu: bool) -> Speakers:
-    """Load the base once and every adapter by name (None = the base itself), for generation only."""
+def load_speakers(
+    section: ModelSection, adapters: Mapping[str, Path | None], *, use_cpu: bool
+) -> Speakers:
+    """Load the base once and every adapter by name (None = the base itself), for generation
+    only.
+    """
     tokenizer = load_tokenizer(section)
     model: PreTrainedModel = load_base(section, choose_precision(section.dtype, use_cpu=use_cpu))
     for name, folder in adapters.items():
@@ -188,15 +219,17 @@ def load_speakers(section: ModelSection, adapters: Mapping[str, Path | None], *,
 
 
 def _to_float32(model: PeftModel) -> None:
-    # TRL and PEFT move adapters of quantised models to bfloat16; fp16's GradScaler then fails, and policy and
-    # reference differ before the first step.
+    # TRL and PEFT move adapters of quantised models to bfloat16; fp16's GradScaler then fails, and
+    # policy and reference differ before the first step.
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
 
 
 def keep_float32(model: PeftModel) -> None:
-    """Undo a trainer's cast of the adapters: call after the trainer is made, before its first step."""
+    """Undo a trainer's cast of the adapters: call after the trainer is made, before its first
+    step.
+    """
     _to_float32(model)
 
 
@@ -210,4 +243,9 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     model.peft_config["default"].base_model_name_or_path = base_name
-    model.save_pretrained(str(folder), selected_adapters=["default"], safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(
+        str(folder),
+        selected_adapters=["default"],
+        safe_serialization=True,
+        save_embedding_layers=False,
+    )

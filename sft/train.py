@@ -1,6 +1,8 @@
-"""Supervised fine-tuning: demonstrations in, one LoRA adapter out. TRL's `SFTTrainer` does the work.
+"""Supervised fine-tuning: demonstrations in, one LoRA adapter out. TRL's `SFTTrainer` does the
+work.
 
-Also here, because the preference stages train by the same rules: the options every trainer of this project shares, the
+Also here, because the preference stages train by the same rules: the options every trainer of this
+    project shares, the
 guard against NaN, and the check that training changed something.
 """
 
@@ -45,15 +47,24 @@ def encode(chat: Chat, demonstrations: Sequence[Demonstration]) -> Encoded:
     """Token rows with labels on the reply only (prompt positions are -100)."""
     rendered = [chat.render(row.prompt, row.completion) for row in demonstrations]
     rows = [
-        {"input_ids": r.prompt_ids + r.completion_ids, "labels": [-100] * len(r.prompt_ids) + r.completion_ids}
+        {
+            "input_ids": r.prompt_ids + r.completion_ids,
+            "labels": [-100] * len(r.prompt_ids) + r.completion_ids,
+        }
         for r in rendered
         if r
     ]
-    return Encoded(rows, sum(r is None for r in rendered), sum(r.dropped_turns > 0 for r in rendered if r))
+    return Encoded(
+        rows, sum(r is None for r in rendered), sum(r.dropped_turns > 0 for r in rendered if r)
+    )
 
 
 def trainer_options(
-    section: TrainingSection, recipe: Recipe, precision: models.Precision, folder: Path, config: type
+    section: TrainingSection,
+    recipe: Recipe,
+    precision: models.Precision,
+    folder: Path,
+    config: type,
 ) -> dict[str, Any]:
     """Arguments that TRL's configurations share, with the recipe's `trainer:` fields on top.
 
@@ -64,7 +75,10 @@ def trainer_options(
     for name in section.trainer:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            raise UserError(f"trainer: {config.__name__} has no '{name}'" + (f"; nearest: '{near[0]}'" if near else ""))
+            raise UserError(
+                f"trainer: {config.__name__} has no '{name}'"
+                + (f"; nearest: '{near[0]}'" if near else "")
+            )
     return {
         "output_dir": str(folder / "trainer"),
         "learning_rate": section.learning_rate,
@@ -96,7 +110,9 @@ def trainer_options(
 
 
 class NanGuard:
-    """Mixin for TRL's trainers: a loss that is no number ends the run before the optimiser takes the step."""
+    """Mixin for TRL's trainers: a loss that is no number ends the run before the optimiser takes
+    the step.
+    """
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, forward and backward.
@@ -157,7 +173,10 @@ class Reporter(TrainerCallback):
 
 def snapshot(model: PeftModel) -> dict[str, torch.Tensor]:
     """Copy of the weights of the adapter "default"."""
-    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(model, adapter_name="default").items()}
+    return {
+        name: value.detach().clone()
+        for name, value in get_peft_model_state_dict(model, adapter_name="default").items()
+    }
 
 
 def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
@@ -175,19 +194,28 @@ def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
     return max(float((after[name] - value).abs().max()) for name, value in before.items())
 
 
-def finetune(recipe: Recipe, demonstrations: Sequence[Demonstration], stage: Stage) -> dict[str, float | str]:
+def finetune(
+    recipe: Recipe, demonstrations: Sequence[Demonstration], stage: Stage
+) -> dict[str, float | str]:
     """Train the SFT adapter and write it to `<stage>/adapter`.
 
     Returns:
         Counts, first and last loss, largest weight change, for the manifest.
     """
-    section, precision = recipe.finetune, models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
+    section, precision = (
+        recipe.finetune,
+        models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu),
+    )
     tokenizer = models.load_tokenizer(recipe.model)
-    chat = Chat(tokenizer, models.chat.system_prompt(recipe.model.system_prompt), recipe.model.max_length)
+    chat = Chat(
+        tokenizer, models.chat.system_prompt(recipe.model.system_prompt), recipe.model.max_length
+    )
     encoded = encode(chat, demonstrations)
     stage.say(encoded.line("demonstrations"))
     if not encoded.rows:
-        raise UserError(f"no demonstration fits max_length {recipe.model.max_length}: raise --model.max_length")
+        raise UserError(
+            f"no demonstration fits max_length {recipe.model.max_length}: raise --model.max_length"
+        )
     options = trainer_options(section, recipe, precision, stage.folder, SFTConfig)
     torch.manual_seed(recipe.seed)
     model = models.new_adapter(models.load_base(recipe.model, precision), recipe.model)
@@ -221,5 +249,9 @@ def steps_line(section: TrainingSection, rows: int, processes: int) -> str:
     """The batch arithmetic of a training stage in one line."""
     batch, accumulate = section.per_device_train_batch_size, section.gradient_accumulation_steps
     per_update = batch * accumulate * processes
-    steps = section.max_steps if section.max_steps > 0 else math.ceil(rows * section.num_train_epochs / per_update)
+    steps = (
+        section.max_steps
+        if section.max_steps > 0
+        else math.ceil(rows * section.num_train_epochs / per_update)
+    )
     return f"{batch} rows x {accumulate} accumulated x {processes} processes = {per_update} per update; about {steps} updates"

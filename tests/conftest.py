@@ -33,7 +33,10 @@ TALKS: list[list[Message]] = [
     ],
     [
         {"role": "user", "content": "My exams are near and I panic when I open a book."},
-        {"role": "assistant", "content": "It makes sense that you are tense. Could you start with ten minutes?"},
+        {
+            "role": "assistant",
+            "content": "It makes sense that you are tense. Could you start with ten minutes?",
+        },
     ],
     [
         {"role": "user", "content": "I feel alone since I moved."},
@@ -67,7 +70,9 @@ def tiny(family: str, vocabulary: int) -> PreTrainedModel:
     """A causal model of a family with two layers of 64, random weights."""
     torch.manual_seed(0)
     if family == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=64, n_layer=2, n_head=4, n_positions=256))
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=vocabulary, n_embd=64, n_layer=2, n_head=4, n_positions=256)
+        )
     configs = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
     models = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM, "mistral": MistralForCausalLM}
     config = configs[family](
@@ -83,15 +88,20 @@ def tiny(family: str, vocabulary: int) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def model_folders(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder per family, as a user would have it on disk; GPT-2's tokenizer has no chat template and no pad token."""
+def model_folders(
+    tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A folder per family, as a user would have it on disk; GPT-2's tokenizer has no chat template
+    and no pad token."""
     folders = {}
     for family in FAMILIES:
         folder = tmp_path_factory.mktemp(family)
         tiny(family, len(tokenizer)).save_pretrained(folder)
         if family == "gpt2":
             core = tokenizer.backend_tokenizer
-            PreTrainedTokenizerFast(tokenizer_object=core, eos_token=base.EOS, bos_token=base.EOS).save_pretrained(folder)
+            PreTrainedTokenizerFast(
+                tokenizer_object=core, eos_token=base.EOS, bos_token=base.EOS
+            ).save_pretrained(folder)
         else:
             tokenizer.save_pretrained(folder)
         folders[family] = folder

@@ -1,4 +1,5 @@
-"""Loading: precision by device, adapters in float32, 4-bit on the CPU, and errors that say the next step."""
+"""Loading: precision by device, adapters in float32, 4-bit on the CPU, and errors that say the next
+step."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def test_adapters_stay_float32_on_a_low_precision_base(model_folders, tmp_path):
     precision = models.choose_precision("bfloat16", use_cpu=True)
     model = models.new_adapter(models.load_base(settings, precision), settings)
     models.save_adapter(model, tmp_path / "adapter", "some/base")
-    again = models.load_adapter(models.load_base(settings, precision), tmp_path / "adapter", trainable=True)
+    again = models.load_adapter(
+        models.load_base(settings, precision), tmp_path / "adapter", trainable=True
+    )
     for each in (model, again):
         assert {p.dtype for n, p in each.named_parameters() if "lora_" in n} == {torch.float32}
         assert {p.dtype for n, p in each.named_parameters() if "lora_" not in n} == {torch.bfloat16}
@@ -55,7 +58,10 @@ def test_saved_adapter_names_the_public_base_and_is_safetensors(model_folders, t
     settings = section(model_folders["llama"])
     model = models.new_adapter(models.load_base(settings, FLOAT32), settings)
     models.save_adapter(model, tmp_path / "adapter", "meta-llama/Meta-Llama-3-8B-Instruct")
-    assert "meta-llama/Meta-Llama-3-8B-Instruct" in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert (
+        "meta-llama/Meta-Llama-3-8B-Instruct"
+        in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    )
     assert set(models.adapter_weights(tmp_path / "adapter")) == {
         name.replace(".default", "") for name, _ in model.named_parameters() if "lora_" in name
     }
@@ -69,7 +75,9 @@ def test_speakers_share_one_base_and_differ_by_adapter(model_folders, tmp_path):
             if "lora_B" in name:
                 parameter.add_(0.5)
     models.save_adapter(model, tmp_path / "adapter", "base")
-    speakers = models.load_speakers(settings, {"policy": tmp_path / "adapter", "baseline": None}, use_cpu=True)
+    speakers = models.load_speakers(
+        settings, {"policy": tmp_path / "adapter", "baseline": None}, use_cpu=True
+    )
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         with speakers.active("policy") as policy:
@@ -89,7 +97,8 @@ def test_pad_token_is_not_the_end_of_text(model_folders):
 
 
 @pytest.mark.parametrize(
-    ("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+    ("capability", "expected"),
+    [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
 )
 def test_precision_follows_the_compute_capability(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -99,12 +108,18 @@ def test_precision_follows_the_compute_capability(monkeypatch, capability, expec
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     precision = models.choose_precision("auto", use_cpu=False)
     assert precision.dtype == expected
-    assert (precision.fp16, precision.bf16) == (expected == torch.float16, expected == torch.bfloat16)
+    assert (precision.fp16, precision.bf16) == (
+        expected == torch.float16,
+        expected == torch.bfloat16,
+    )
 
 
 def test_missing_folder_and_wrong_folder_say_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    for folder, words in ((tmp_path / "nowhere" / "at" / "all", "no such folder"), (tmp_path, "not of a causal")):
+    for folder, words in (
+        (tmp_path / "nowhere" / "at" / "all", "no such folder"),
+        (tmp_path, "not of a causal"),
+    ):
         with pytest.raises(UserError, match=words):
             models.load_base(section(folder), FLOAT32)
 
@@ -114,5 +129,7 @@ def test_gated_model_gets_the_exact_next_step(monkeypatch):
         raise OSError("You are trying to access a gated repo. 401 Client Error.")
 
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", refuse)
-    with pytest.raises(UserError, match=r"Accept its licence on\s+https://huggingface.co/meta-llama/.*HF_TOKEN"):
+    with pytest.raises(
+        UserError, match=r"Accept its licence on\s+https://huggingface.co/meta-llama/.*HF_TOKEN"
+    ):
         models.load_base(section("meta-llama/Meta-Llama-3-8B-Instruct"), FLOAT32)

@@ -12,13 +12,17 @@ from sft.candidates import Candidate
 from sft.config import PairSection
 from sft.data import Prompt
 
-PROMPT = Prompt("p", [{"role": "user", "content": "I cannot sleep."}], "test", "sleep", "none", "train")
+PROMPT = Prompt(
+    "p", [{"role": "user", "content": "I cannot sleep."}], "test", "sleep", "none", "train"
+)
 verdicts = st.one_of(
     st.none(),
     st.tuples(st.integers(0, 20).map(lambda n: n / 20), st.booleans()),
 )
 texts = st.sampled_from(["a b c", "a b c ", "d e f g", "h " * 30, "i j"])
-groups = st.lists(st.tuples(verdicts, texts, st.sampled_from(["eos", "length"])), min_size=0, max_size=7)
+groups = st.lists(
+    st.tuples(verdicts, texts, st.sampled_from(["eos", "length"])), min_size=0, max_size=7
+)
 sections = st.builds(
     PairSection,
     strategy=st.sampled_from(["best_worst", "best_rest", "all"]),
@@ -33,13 +37,17 @@ def judged(number: int, verdict, text: str, stop: str = "eos") -> Judged:
     candidate = Candidate(f"c{number}", "p", text, "base", 1.0, 1.0, number, stop)
     quality, safe = verdict if verdict else (None, None)
     reason = None if verdict else "refused"
-    return Judged(candidate, Assessment(f"c{number}", "p", {}, quality, safe, [], "", "test", "r@1", reason))
+    return Judged(
+        candidate, Assessment(f"c{number}", "p", {}, quality, safe, [], "", "test", "r@1", reason)
+    )
 
 
 def paired(group, section):
     """Pairs of one prompt, and its judged candidates by id."""
     rows = [judged(i, *each) for i, each in enumerate(group)]
-    result = make_pairs([PROMPT], [r.candidate for r in rows], [r.assessment for r in rows], section)
+    result = make_pairs(
+        [PROMPT], [r.candidate for r in rows], [r.assessment for r in rows], section
+    )
     return result, {r.candidate.id: r for r in rows}
 
 
@@ -68,7 +76,11 @@ def test_everything_is_counted_once(group, section):
     result, rows = paired(group, section)
     usable = result.candidates["paired with others"]
     assert sum(result.candidates.values()) == len(rows)
-    expected = {"best_worst": min(1, usable - 1), "best_rest": usable - 1, "all": usable * (usable - 1) // 2}
+    expected = {
+        "best_worst": min(1, usable - 1),
+        "best_rest": usable - 1,
+        "all": usable * (usable - 1) // 2,
+    }
     assert sum(result.comparisons.values()) == (expected[section.strategy] if usable > 1 else 0)
     assert sum(result.prompts.values()) == 1
     assert result.comparisons["kept"] == len(result.pairs) == sum(result.by_rule.values())
@@ -95,11 +107,16 @@ def test_safety_decides_whatever_the_quality():
 
 
 def test_both_unsafe_is_no_pair_and_says_so():
-    assert compare(judged(1, (0.2, False), "a"), judged(2, (0.9, False), "b"), PROMPT, PairSection()) == "both unsafe"
+    assert (
+        compare(judged(1, (0.2, False), "a"), judged(2, (0.9, False), "b"), PROMPT, PairSection())
+        == "both unsafe"
+    )
 
 
 def test_ties_are_dropped_and_counted():
-    result, _ = paired([((0.5, True), "a b", "eos"), ((0.52, True), "c d", "eos")], PairSection(margin=0.05))
+    result, _ = paired(
+        [((0.5, True), "a b", "eos"), ((0.52, True), "c d", "eos")], PairSection(margin=0.05)
+    )
     assert result.pairs == []
     assert result.report()["comparisons"]["tie (margin too small)"] == 1
 
@@ -112,7 +129,9 @@ def test_cut_off_replies_are_in_no_pair():
 
 def test_a_much_longer_reply_does_not_win_by_quality():
     long, short = judged(1, (0.9, True), "h " * 30), judged(2, (0.5, True), "i j")
-    assert compare(long, short, PROMPT, PairSection(max_length_ratio=1.5)) == "chosen too much longer"
+    assert (
+        compare(long, short, PROMPT, PairSection(max_length_ratio=1.5)) == "chosen too much longer"
+    )
 
 
 def test_pair_refuses_equal_replies_and_no_margin():
@@ -120,4 +139,14 @@ def test_pair_refuses_equal_replies_and_no_margin():
     with pytest.raises(ValueError, match="equals"):
         Pair("p", PROMPT.messages, reply, reply, 0.1, 0.6, "c1", "c2", "quality")
     with pytest.raises(ValueError, match="positive"):
-        Pair("p", PROMPT.messages, reply, [{"role": "assistant", "content": "y"}], 0.0, 0.6, "c1", "c2", "quality")
+        Pair(
+            "p",
+            PROMPT.messages,
+            reply,
+            [{"role": "assistant", "content": "y"}],
+            0.0,
+            0.6,
+            "c1",
+            "c2",
+            "quality",
+        )
