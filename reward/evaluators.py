@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reward.evaluator import Evaluator
 from reward.offline import EmbeddedEvaluator
-from reward.rubric import load_rubric
+from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from sft.files import UserError
 
 
@@ -16,13 +16,13 @@ def make_evaluator(
     """The evaluator called `kind` ("embedded" or "openai") with a rubric file, None = the
     project's.
     """
-    judged_by = load_rubric(Path(rubric)) if rubric else load_rubric()
+    path = Path(rubric) if rubric else DEFAULT_RUBRIC
     if kind == "embedded":
-        return EmbeddedEvaluator(judged_by)
+        return EmbeddedEvaluator(path)
     from reward.remote import (
         OpenAIEvaluator,
     )  # the client takes a second to import and is rarely wanted
 
     if model is None:
         raise UserError("evaluator openai needs the name of a model")
-    return OpenAIEvaluator(judged_by, model=model, base_url=base_url)
+    return OpenAIEvaluator(load_rubric(path), model=model, base_url=base_url)

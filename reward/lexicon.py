@@ -33,9 +33,10 @@ _KEY = 3  # letters of a wildcard that the index needs
 
 @dataclass(frozen=True)
 class Hit:
-    """A pattern of `family` found at the words start..end (end excluded)."""
+    """The pattern number `line` of `family`, found at the words start..end (end excluded)."""
 
     family: str
+    line: int
     start: int
     end: int
 
@@ -77,13 +78,13 @@ class Matcher:
     def __init__(self, slots: Mapping[str, str], families: Mapping[str, str]) -> None:
         self._slots = {name: lines(block) for name, block in slots.items()}
         self.patterns = {name: lines(block) for name, block in families.items()}
-        self._index: dict[str, list[tuple[str, str]]] = {}
+        self._index: dict[str, list[tuple[str, int, str]]] = {}
         for family, patterns in self.patterns.items():
-            for pattern in patterns:
+            for line, pattern in enumerate(patterns):
                 anchored, body = pattern.startswith("^"), pattern.lstrip("^ ")
                 regex = ("^" if anchored else "") + self._regex(body)
                 for key in sorted(self._starts(body)):
-                    self._index.setdefault(key, []).append((family, regex))
+                    self._index.setdefault(key, []).append((family, line, regex))
 
     def words_of_slot(self, name: str) -> frozenset[str]:
         """Return the words of a slot whose lines are single alternatives."""
@@ -138,9 +139,9 @@ class Matcher:
         position = 0
         for start, word in enumerate(words):
             for key in (word, word[:_KEY] + "*"):
-                for family, expression in self._index.get(key, ()):
+                for family, line, expression in self._index.get(key, ()):
                     if match := _compiled(expression).match(text, position):
-                        hits.append(Hit(family, start, start + match[0].count(" ")))
+                        hits.append(Hit(family, line, start, start + match[0].count(" ")))
             position += len(word) + 1
         return hits
 

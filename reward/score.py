@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from reward.evaluator import Assessment, Evaluator
 from sft.candidates import Candidate
 from sft.data import Prompt
-from sft.files import CheckFailed
+from sft.files import CheckFailed, read_rows, storage_errors, to_json
 
 
 def score(
@@ -18,6 +19,8 @@ def score(
     prompts: Sequence[Prompt],
     candidates: Sequence[Candidate],
     advance: Callable[[int], None],
+    *,
+    partial: Path,
 ) -> list[Assessment]:
     """Let the evaluator judge all candidates, prompt by prompt.
 
@@ -26,18 +29,37 @@ def score(
         prompts: the prompts that the candidates answer.
         candidates: replies, grouped or not.
         advance: called with the number of candidates finished, for a progress line.
+        partial: file that grows with the verdicts, so that a stopped run asks nothing twice;
+            verdicts in it by another evaluator or rubric do not count.
+
+    Raises:
+        StorageError: the disk is full.
     """
+    verdicts = _earlier(partial, evaluator)
     asked: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         asked.setdefault(candidate.prompt_id, []).append(candidate)
-    verdicts: dict[str, Assessment] = {}
-    for prompt in prompts:
-        group = asked.get(prompt.id, [])
-        verdicts.update(
-            {a.candidate_id: a for a in evaluator.assess(prompt, group)} if group else {}
-        )
-        advance(len(group))
+    with storage_errors(partial), partial.open("a", encoding="utf-8") as file:
+        for prompt in prompts:
+            group = asked.get(prompt.id, [])
+            new = [candidate for candidate in group if candidate.id not in verdicts]
+            for assessment in evaluator.assess(prompt, new) if new else []:
+                verdicts[assessment.candidate_id] = assessment
+                file.write(to_json(assessment) + "\n")
+            file.flush()
+            advance(len(group))
     return [verdicts[candidate.id] for candidate in candidates]
+
+
+def _earlier(partial: Path, evaluator: Evaluator) -> dict[str, Assessment]:
+    """Verdicts of a stopped run; its last line may have been cut off by a kill."""
+    if not partial.is_file() or not partial.stat().st_size:
+        return {}
+    whole = partial.read_text(encoding="utf-8").rpartition("\n")[0]
+    partial.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    rows = read_rows(partial, Assessment) if whole else []
+    same = (evaluator.name, evaluator.rubric)
+    return {row.candidate_id: row for row in rows if (row.evaluator, row.rubric) == same}
 
 
 def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:

@@ -18,6 +18,7 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _LEET = str.maketrans("013457@$!", "oieastasi")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|dr|mr|mrs|ms|vs|a\.m|p\.m)\.", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.!?\u2026\n]+(?:[.!?\u2026]+[\"')\]]*|\n+|$)")
+_BREAK = re.compile(r"[,;:()\"\u2013\u2014]+|\s-+\s")
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _OBFUSCATED = re.compile(r"(?<![\w@])(?=[\w@$!*]*[a-z])(?=[\w@$!*]*[0-9@$!*][a-z])[\w@$!*]{3,}")
 _STRETCHED = re.compile(r"([a-z])\1{2,}")
@@ -55,11 +56,19 @@ _REAL = frozenset(("overdosed", "suicides", "filling", "billing", "milling", "ti
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence: its text as written, its canonical words and whether it asks."""
+    """One sentence.
+
+    Attributes:
+        raw: Its text as written.
+        words: Its canonical words.
+        question: Whether it asks.
+        breaks: Indexes of the words that follow a comma, colon, dash or bracket.
+    """
 
     raw: str
     words: tuple[str, ...]
     question: bool
+    breaks: frozenset[int] = frozenset()
 
 
 def clean(text: str) -> str:
@@ -119,8 +128,14 @@ def sentences(text: str) -> tuple[Sentence, ...]:
     found = []
     for match in _SENTENCE.finditer(text):
         raw = match[0].strip()
-        if words := words_of(raw):
-            found.append(Sentence(raw, words, "?" in raw))
+        words: list[str] = []
+        breaks = []
+        for part in _BREAK.split(raw):
+            if words:
+                breaks.append(len(words))
+            words += words_of(part)
+        if words:
+            found.append(Sentence(raw, tuple(words), "?" in raw, frozenset(breaks)))
     return tuple(found)
 
 

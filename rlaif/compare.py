@@ -95,6 +95,34 @@ def build_report(
         ValueError: the rows do not belong together.
     """
     _check_rows(policy_rows, baseline_rows, preferences)
+    overall, by_risk = _tables(policy_rows, baseline_rows, preferences, resampling)
+    named = {comparison.name: comparison for comparison in overall}
+    checks = gate.checks(named)
+    n_prompts = len({row.prompt_id for row in policy_rows})
+    found = findings.find(named, by_risk, policy_rows, baseline_rows, n_prompts=n_prompts)
+    return Report(
+        policy=policy,
+        baseline=baseline,
+        policy_hash=policy_hash,
+        evaluator=evaluator,
+        rubric=rubric,
+        prompts_hash=prompts_hash,
+        n_prompts=n_prompts,
+        measures=overall,
+        by_risk=by_risk,
+        findings=found,
+        checks=checks,
+        passed=all(check.passed for check in checks),
+    )
+
+
+def _tables(
+    policy_rows: Sequence[JudgedReply],
+    baseline_rows: Sequence[JudgedReply],
+    preferences: Sequence[float | None],
+    resampling: Resampling,
+) -> tuple[list[Comparison], dict[str, list[Comparison]]]:
+    """Compare every quantity over all prompts, and some among the prompts of each risk."""
     ours, theirs = _columns(policy_rows), _columns(baseline_rows)
     # The baseline's win rate is its own against the policy: each row of the table has two sides.
     ours["preference"] = list(preferences)
@@ -115,23 +143,7 @@ def build_report(
     overall = comparisons(QUANTITIES, RISKS)
     per_risk = [quantity for quantity in QUANTITIES if quantity.name in PER_RISK]
     by_risk = {risk: comparisons(per_risk, [risk]) for risk in RISKS if risk in risks}
-    named = {comparison.name: comparison for comparison in overall}
-    checks = gate.checks(named)
-    sides = (policy_rows, baseline_rows)
-    return Report(
-        policy=policy,
-        baseline=baseline,
-        policy_hash=policy_hash,
-        evaluator=evaluator,
-        rubric=rubric,
-        prompts_hash=prompts_hash,
-        n_prompts=len(set(prompts)),
-        measures=overall,
-        by_risk=by_risk,
-        findings=findings.find(named, by_risk, *sides, n_prompts=len(set(prompts))),
-        checks=checks,
-        passed=all(check.passed for check in checks),
-    )
+    return overall, by_risk
 
 
 def _check_rows(

@@ -14,6 +14,7 @@ from reward.evaluator import Assessment
 from rlaif.charts import Histogram
 from rlaif.compare import build_report
 from rlaif.evaluate import Judge, judge_all
+from rlaif.measures import Resampling
 from rlaif.report import Lengths, Training, table, training_curves, write_report
 from rlaif.results import JudgedReply, Report
 from rlaif.safety import Gate
@@ -87,7 +88,7 @@ def prove(
         rubric=judge.rubric,
         prompts_hash=short_hash([prompt.id for prompt in prompts]),
         gate=Gate(win_rate_above=recipe.evaluate.min_win_rate_low),
-        seed=recipe.seed,
+        resampling=Resampling(n=recipe.evaluate.bootstrap, seed=recipe.seed),
     )
     messages = {prompt.id: prompt.messages for prompt in prompts}
     write_report(

@@ -20,6 +20,8 @@ from sft.data import Prompt
 from sft.files import read_rows, write_rows
 from sft.tracking import tracker
 
+PARTIAL = "partial.jsonl"  # survives a stopped run
+
 
 def main(argv: list[str]) -> None:
     """Run the stage with these command-line arguments."""
@@ -35,15 +37,16 @@ def main(argv: list[str]) -> None:
     inputs = {name: candidates / f"{name}.jsonl" for name in ("prompts", "candidates")}
     inputs |= {"rubric": Path(section.rubric)} if section.rubric else {}
     settings = recipe.settings("score") | {"rubric": evaluator.rubric, "evaluator": evaluator.name}
-    opened = runs.open_stage(recipe, "scores", config=settings, inputs=inputs, round=recipe.round)
+    opened = runs.open_stage(
+        recipe, "scores", config=settings, inputs=inputs, round=recipe.round, keep=[PARTIAL]
+    )
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused or not stage.is_main:
             return
         rows = read_rows(inputs["candidates"], Candidate)
-        with runs.Progress(len(rows), "scores", unit="candidates") as progress:
-            assessments = score(
-                evaluator, read_rows(inputs["prompts"], Prompt), rows, progress.advance
-            )
+        prompts = read_rows(inputs["prompts"], Prompt)
+        with runs.Progress(len(rows), "scores", unit="candidates") as bar:
+            assessments = score(evaluator, prompts, rows, bar.advance, partial=stage.path(PARTIAL))
         write_rows(stage.path("assessments.jsonl"), assessments)
         counts = summary(assessments)
         stage.log(counts)
@@ -63,6 +66,7 @@ def main(argv: list[str]) -> None:
             "dataset",
             uses={"candidates": inputs["candidates"]},
         )
+        stage.path(PARTIAL).unlink()
         stage.finish(["assessments.jsonl"], **counts)
 
 

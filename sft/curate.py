@@ -1,15 +1,15 @@
 """Which demonstrations are worth learning from: paraphrases, scenario labels, filters, figures.
 
-What the filters look for stands in `assets/curation.yaml`. They are word patterns: they catch what is
-plainly said and miss what is merely implied, so a person still reads the data. What is unsafe is a
-later package's rule and comes in as a required argument. Not here: reading and splitting
+What the filters look for stands in `assets/curation.yaml`. They are word patterns: they catch what
+is plainly said and miss what is merely implied, so a person still reads the data. What is unsafe is
+a later package's rule and comes in as a required argument. Not here: reading and splitting
 (`sft.data`).
 """
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ OPENING_SHARE = 0.05  # of different answers that may open with the same words
 OPENING_REPEATS = 3  # so often an opening may repeat in any case: shares of small sets mean nothing
 
 WhyUnsafe = Callable[[Demonstration], str | None]
+_ANY_WORD = r"(?:(?!(?:not|never|no|rarely|seldom|hardly) )[\w']+ )?"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -52,7 +53,8 @@ class Curated(NamedTuple):
     dropped: dict[str, list[Demonstration]]
 
 
-class Opening(NamedTuple):
+@dataclass(frozen=True)
+class Opening:
     """First words of answers: in how many different answers, and in what share of them (0..1)."""
 
     text: str
@@ -195,10 +197,8 @@ def report(before: Sequence[Demonstration], curated: Curated) -> dict[str, objec
         "arithmetic": f"{len(before)} read - ({parts}) dropped = {len(before) - total} kept",
         "questions": len({row.prompt_id for row in curated.kept}),
         "topics": {topic: f"{n} of {len(curated.kept)}" for topic, n in topics.most_common()},
-        "shared_openings_before": [each._asdict() for each in boilerplate_openings(before)[:5]],
-        "shared_openings_after": [
-            each._asdict() for each in boilerplate_openings(curated.kept)[:5]
-        ],
+        "openings_before": [asdict(each) for each in boilerplate_openings(before)[:5]],
+        "openings_after": [asdict(each) for each in boilerplate_openings(curated.kept)[:5]],
     }
 
 
@@ -267,4 +267,5 @@ def _terms(listed: str) -> list[re.Pattern[str]]:
 
 
 def _any(patterns: Sequence[str]) -> re.Pattern[str]:
-    return re.compile("|".join(rf"(?:(?<!\w)(?:{pattern}))" for pattern in patterns))
+    joined = "|".join(rf"(?:(?<!\w)(?:{pattern}))" for pattern in patterns)
+    return re.compile(joined.replace("ANY", _ANY_WORD))

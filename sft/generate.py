@@ -116,20 +116,13 @@ def _sample_batch(
     for row, ids in enumerate(output):
         prompt_id, k = batch[row // sampling.k][0], row % sampling.k
         end = next((i for i, token in enumerate(ids) if token in stops), None)
-        about = [
-            model_name,
-            prompt_id,
-            sampling.temperature,
-            sampling.top_p,
-            sampling.max_new_tokens,
-            sampling.seed,
-            k,
-        ]
+        text = chat.text(ids[:end])
+        about = [model_name, prompt_id, vars(sampling), k, text]
         made.append(
             Candidate(
                 id="c-" + short_hash(about),
                 prompt_id=prompt_id,
-                text=chat.text(ids[:end]),
+                text=text,
                 model=model_name,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,

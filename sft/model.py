@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -105,6 +106,7 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
     options: dict[str, object] = {
         "dtype": precision.dtype,
         "attn_implementation": section.attn_implementation,
+        "use_safetensors": True,  # the other format is a pickle
     }
     if section.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -130,12 +132,23 @@ def _load(loader, section: ModelSection, **options):  # type: ignore[no-untyped-
         raise UserError(_next_step(section.name_or_path, str(error))) from error
 
 
+def downloaded(section: ModelSection) -> Path:
+    """Folder of a Hub model's files on this machine, fetched where they are not there yet."""
+    files = _load(snapshot_download, section, allow_patterns=["*.json", "*.safetensors", "*.model"])
+    return Path(files)
+
+
 def _next_step(name: str, text: str) -> str:
     if "gated" in text or "401" in text or "403" in text:
         return (
             f"'{name}' is a gated model and this machine has no access to it. Accept its licence on "
             f"https://huggingface.co/{name}, make a read token on https://huggingface.co/settings/tokens, "
             "then: export HF_TOKEN=<token>"
+        )
+    if "safetensors" in text:
+        return (
+            f"'{name}' has no safetensors, and pickled weights are not loaded. Convert it once on a "
+            "machine you can lose: https://huggingface.co/docs/safetensors/convert-weights"
         )
     if Path(name).is_dir():
         return f"'{name}' is a folder, but not of a causal language model that can be loaded: {text.splitlines()[0]}"

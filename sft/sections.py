@@ -234,6 +234,12 @@ class ExportSection(Section):
         pattern=r"^\d+(\.\d+)?(MB|GB|MiB|GiB)$",
         description="largest weights file: 500MB, 2GB",
     )
+    merge_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="of the merged weights; auto = as the base is stored"
+    )
+    verify: bool = Field(
+        default=True, description="load the result and compare logits and replies; false = off"
+    )
     force: bool = Field(
         default=False, description="export without a passing report; the card says so"
     )

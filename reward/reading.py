@@ -1,0 +1,118 @@
+"""One pass over a message or a reply: what is said, about what, and what is only denied."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from reward.lexicon import Hit, load_asset, matcher
+from reward.text import Sentence, sentences, stem
+
+_NEGATIONS = frozenset(
+    ("not", "never", "without", "nor", "neither", "rather", "instead", "cannot", "nobody", "avoid")
+    + ("whether", "no", "unable", "than")
+)
+# "Not only", "why not", "no matter": negations that deny nothing of what follows.
+_EMPTY_NEGATIONS = frozenset((("not", "only"), ("not", "just"), ("no", "matter"), ("no", "wonder")))
+_REACH = 6  # words that a negation reaches ahead, within its clause
+_HEALTH = frozenset(
+    "doctor gp pharmacist prescriber psychiatrist prescribed nurse physician clinician".split()
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A pattern found in a reply: its family and number, in which sentence, and the words."""
+
+    family: str
+    line: int
+    sentence: int
+    words: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text says.
+
+    Attributes:
+        sentences: Its sentences.
+        found: Patterns said, those denied left out.
+        words: Number of canonical words.
+        topics: Word families it speaks of.
+        stems: Stems of its content words.
+    """
+
+    sentences: tuple[Sentence, ...]
+    found: tuple[Found, ...]
+    words: int
+    topics: frozenset[str]
+    stems: frozenset[str]
+
+    def of(self, *families: str) -> list[Found]:
+        """Return what was found of some families, in order."""
+        return [item for item in self.found if item.family in families]
+
+    def kinds(self, *families: str) -> int:
+        """Return how many different patterns of some families occur: repeats count once."""
+        return len({(item.family, item.line) for item in self.of(*families)})
+
+
+@cache
+def topic_words() -> dict[str, frozenset[str]]:
+    """Return the stem of every topic word with the families it belongs to."""
+    table: dict[str, set[str]] = {}
+    for family, words in load_asset("topics")["families"].items():
+        for word in words.split():
+            table.setdefault(stem(word), set()).add(family)
+    return {word: frozenset(families) for word, families in table.items()}
+
+
+@cache
+def _stop_words() -> frozenset[str]:
+    return frozenset(str(load_asset("topics")["stop"]).split())
+
+
+@lru_cache(maxsize=65536)
+def content_stem(word: str) -> str | None:
+    """Return the stem of a word that speaks of something, None for a word that does not."""
+    if len(word) < 3 or word in _stop_words() or word.isdigit():
+        return stem(word) if stem(word) in topic_words() and word not in _stop_words() else None
+    return stem(word)
+
+
+def content(words: Iterable[str]) -> frozenset[str]:
+    """Return the stems of content words."""
+    return frozenset(s for word in words if (s := content_stem(word)) is not None)
+
+
+def topics_of(stems: Iterable[str]) -> frozenset[str]:
+    """Return the word families that stems belong to."""
+    table = topic_words()
+    return frozenset(family for s in stems for family in table.get(s, ()))
+
+
+def _denied(hit: Hit, sentence: Sentence) -> bool:
+    """Whether a negation in the same clause reaches the hit."""
+    words = sentence.words
+    start = max((b for b in sentence.breaks if b <= hit.start), default=0)
+    for at in range(max(start, hit.start - _REACH), hit.start):
+        if words[at] in _NEGATIONS and words[at : at + 2] not in _EMPTY_NEGATIONS:
+            return True
+    return hit.family == "medication" and not _HEALTH.isdisjoint(words[: hit.start])
+
+
+@lru_cache(maxsize=16384)
+def _read_sentence(sentence: Sentence) -> tuple[Hit, ...]:
+    return tuple(h for h in matcher("replies").find(sentence.words) if not _denied(h, sentence))
+
+
+@lru_cache(maxsize=2048)
+def read(text: str) -> Reading:
+    """Read a reply."""
+    parts = sentences(text)
+    found = tuple(
+        Found(hit.family, hit.line, number, " ".join(part.words[hit.start : hit.end]))
+        for number, part in enumerate(parts)
+        for hit in _read_sentence(part)
+    )
+    stems = content(word for part in parts for word in part.words)
+    return Reading(parts, found, sum(len(p.words) for p in parts), topics_of(stems), stems)
