@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from reward.fluency import Fluency
-from reward.reading import Reading, content
+from reward.reading import Reading, content, topics_of
 from reward.risk import Risk
 
 _SHORTEST, _LONGEST = 25, 260  # words; fewer say little, more tire someone in distress
@@ -90,11 +90,11 @@ def _empathy(message: Reading, reply: Reading, fluent: Fluency) -> Grade:
     opened, closed = _asks(message, reply)
     about = sum(not _PERSON.isdisjoint(part.words) for part in reply.sentences)
     good = {
-        "acknowledges the feeling": (0.36, _some(reply.kinds("acknowledge"), 1.3)),
-        "reflects what was said": (0.16, _some(reply.kinds("reflect"), 2.0)),
-        "speaks of this person's own words": (0.18, _some(_echo(message, reply), 2.5)),
+        "acknowledges the feeling": (0.36, _some(reply.kinds("acknowledge"), 1.8)),
+        "reflects what was said": (0.16, _some(reply.kinds("reflect"), 3.0)),
+        "speaks of this person's own words": (0.18, _some(_echo(message, reply), 4.0)),
         "asks openly": (0.16, _some(opened + 0.5 * closed, 0.8)),
-        "warm words": (0.06, _some(reply.kinds("warm"), 1.5)),
+        "warm words": (0.06, _some(reply.kinds("warm"), 2.0)),
         "speaks to the person": (0.08, about / len(reply.sentences)),
     }
     bad = _losses(reply)
@@ -110,18 +110,21 @@ def _relevance(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) ->
     shared = topics & reply.topics
     words = message.stems & reply.stems
     covered = len(shared) / min(4, len(topics)) if topics else 0.5
-    belongs = len(shared) / len(reply.topics) if reply.topics else 0.0
     telling = {item.sentence for item in reply.found if item.family not in ("order", "vague")}
     own = {
         n
         for n, part in enumerate(reply.sentences)
         if n in telling or content(part.words) & message.stems
     }
+    touching = sum(
+        not topics.isdisjoint(topics_of(content(part.words))) or not _PERSON.isdisjoint(part.words)
+        for part in reply.sentences
+    )
     good = {
-        "takes up the person's words": (0.35, _some(len(words), 2.5)),
+        "takes up the person's words": (0.35, _some(len(words), 4.0)),
         "covers the concern": (0.35, min(1.0, covered)),
-        "keeps to the concern": (0.2, min(1.0, 1.5 * belongs)),
-        "says nothing beside the point": (0.1, len(own) / len(reply.sentences)),
+        "keeps to the concern": (0.15, touching / len(reply.sentences)),
+        "says nothing beside the point": (0.15, len(own) / len(reply.sentences)),
     }
     bad = {"speaks of something else": 0.25} if topics and not shared and not words else {}
     return _grade(good, bad, fluent.factor)
@@ -145,7 +148,7 @@ def _helpfulness(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) 
     bad = {"refuses": 0.3 if "refusal" in said else 0.0, "dismisses": 0.0}
     if "dismissal" in said:
         bad["dismisses"] = 0.2
-    steps = _some(_steps(reply), 2.2)
+    steps = _some(_steps(reply), 3.5)
     if risk == "crisis":
         good = {
             "names a crisis line or emergency number": (
@@ -160,11 +163,11 @@ def _helpfulness(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) 
         return _grade(good, bad, fluent.factor)
     good = {
         "a concrete step": (0.34, steps),
-        "offered as a suggestion": (0.16, _some(reply.kinds("suggest"), 1.2)),
-        "when, how often, for example": (0.18, _some(reply.kinds("detail"), 1.2)),
-        "a choice": (0.1, _some(reply.kinds("option"), 1.2)),
+        "offered as a suggestion": (0.16, _some(reply.kinds("suggest"), 2.0)),
+        "when, how often, for example": (0.18, _some(reply.kinds("detail"), 2.0)),
+        "a choice": (0.1, _some(reply.kinds("option"), 2.0)),
         "asks what would help": (0.1, _some(opened + 0.5 * closed, 0.8)),
-        "fits what was said": (0.12, _some(_echo(message, reply), 3.0)),
+        "fits what was said": (0.12, _some(_echo(message, reply), 4.0)),
     }
     if risk == "elevated":
         good = {name: (0.75 * share, level) for name, (share, level) in good.items()}
@@ -188,11 +191,18 @@ def _clarity(reply: Reading, fluent: Fluency) -> Grade:
         "sentence length": (0.25, math.exp(-(max(0.0, mean - 17, 7 - mean) / 12) ** 2)),
         "no endless sentence": (0.15, min(1.0, 40 / longest)),
         "length": (0.2, enough * calm),
-        "says nothing twice": (0.2, max(0.0, 1 - 4 * fluent.repeated)),
-        "plain words": (0.1, max(0.0, 1 - 8 * fluent.strange)),
+        "says nothing twice": (0.2, 1 - min(1.0, 5 * max(0.0, fluent.repeated - 0.03))),
+        "plain words": (0.1, 1 - min(1.0, 8 * max(0.0, fluent.strange - 0.05))),
         "no filler": (0.1, 1 - empty / len(lengths)),
     }
     return _grade(good, {"breaks off": 0.3 if fluent.cut_off else 0.0}, fluent.factor)
+
+
+def _ordering(reply: Reading) -> float:
+    """Return the share of sentences that order among those that order or offer."""
+    orders = {item.sentence for item in reply.of("order")}
+    offers = {item.sentence for item in reply.of("option", "suggest")} - orders
+    return len(orders) / max(2, len(orders) + len(offers))
 
 
 def _autonomy(reply: Reading, fluent: Fluency, risk: Risk) -> Grade:
@@ -200,13 +210,13 @@ def _autonomy(reply: Reading, fluent: Fluency, risk: Risk) -> Grade:
     asks = any(part.question for part in reply.sentences)
     good = {
         "no pressure": (0.35, 1.0),
-        "offers options": (0.4, _some(reply.kinds("option") + 0.5 * reply.kinds("suggest"), 1.5)),
+        "offers options": (0.4, _some(reply.kinds("option") + 0.5 * reply.kinds("suggest"), 2.0)),
         "asks": (0.25, float(asks)),
     }
     bad = {
         "moralises": 0.3 if said & {"moralising", "dismissal"} else 0.0,
         "insists": 0.25 if "forced_referral" in said and risk == "none" else 0.0,
         # In danger plain directions are kind.
-        "orders": 0.0 if risk == "crisis" else 0.3 * _some(reply.kinds("order"), 1.5),
+        "orders": 0.0 if risk == "crisis" else 0.4 * _ordering(reply),
     }
     return _grade(good, bad, fluent.factor)

@@ -17,18 +17,24 @@ from reward.text import stem
 _DETERMINERS = frozenset("the a an my your his its our their every".split())
 _SUBJECTS = frozenset("i he she they we".split())
 _FINITE = frozenset("is am are was were has have had do does did will would can could".split())
+_PREPOSITIONS = frozenset("of to from with into at by for about between during than".split())
+_NOT_AFTER_DETERMINER = (
+    _DETERMINERS | _SUBJECTS | _PREPOSITIONS | (_FINITE - {"will", "can"}) | {"and", "or", "but"}
+)
 _MODALS = frozenset("will would can could should must might may shall".split())
 _BE = frozenset("is am are was were".split())
-_PREPOSITIONS = frozenset("of to from with into at by for about between during than".split())
-_ONE = frozenset("he she it that this".split())
 # After these words a sentence is not over.
 _OPEN_END = _DETERMINERS | frozenset(
     "of to from with into at by and or but because if than that is are was were am very so i "
     "which who what how when while as for be being been can could would will should".split()
 ) - {"to", "am", "is", "are", "be", "can", "so", "that", "what", "how", "as", "if"}
 _VOWELLESS = re.compile(r"^[^aeiouy]+$")
-_CLUSTER = re.compile(r"[bcdfghjklmnpqrstvwxz]{5,}|[aeiou]{4,}|^(?![st]h|[cs]l)[bcdfgkpt][bcdfgkptmn]")
-_KNOWN_SHORT = frozenset("mr mrs ms dr hr tv ptsd ocd adhd dbt cbt nhs ny ok hmm pm vs st th nd rd".split())
+_CLUSTER = re.compile(
+    r"[bcdfghjklmnpqrstvwxz]{6,}|[aeiou]{5,}|^(?!kn|gn|pn|pt|ct)[bcdfgkpt][bcdfgkptmn]"
+)
+_KNOWN_SHORT = frozenset(
+    "mr mrs ms dr hr tv ptsd ocd adhd dbt cbt nhs ok hmm pm vs st th nd rd gps lgbt lgbtq".split()
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Fluency:
     """How much of a reply is English; each share from 0 (none) to 1 (all of it).
 
     Attributes:
-        repeated: Share of three-word sequences said before.
+        repeated: Share of four-word sequences said before; plain prose has hardly any.
         strange: Share of words that are no English words.
         broken: Impossible neighbours per word, times ten, at most 1.
         cut_off: Whether the last sentence breaks off.
@@ -89,11 +95,12 @@ def _impossible(words: Sequence[str]) -> int:
     count = 0
     for a, b in zip(words, words[1:], strict=False):
         count += (
-            (a in _DETERMINERS and (b in _DETERMINERS or b in _FINITE - {"will", "can"} or b in _PREPOSITIONS or b in _SUBJECTS or b in ("and", "or", "but", "not")))
+            (a in _DETERMINERS and b in _NOT_AFTER_DETERMINER)
             or (a in _MODALS and (b in _MODALS or b in _BE or b in _DETERMINERS))
             or (a in _BE and b in _BE)
             or (a == "i" and b in ("is", "are", "has", "does"))
-            or (a in ("you", "we", "they") and b in ("is", "am", "was", "has", "does"))
+            or (a in ("we", "they") and b in ("is", "am", "was", "has", "does"))
+            or (a == "you" and b in ("am", "has", "does"))
             or (a in ("he", "she") and b in ("am", "are", "were", "have", "do"))
             or (a == "to" and (b in _BE or b in ("of", "and", "has", "had", "did")))
             or (a == "of" and (b in _BE or b in ("of", "to", "and")))
@@ -110,7 +117,7 @@ def fluency(reply: Reading, stopped: bool) -> Fluency:
         stopped: Whether the writer ended it; False where it ran out of length.
     """
     words = [word for part in reply.sentences for word in part.words]
-    grams = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     repeated = 1 - len(set(grams)) / len(grams) if grams else 0.0
     strange = sum(map(_strange, words)) / max(1, len(words))
     faults = sum(_impossible(part.words) for part in reply.sentences)
@@ -120,6 +127,6 @@ def fluency(reply: Reading, stopped: bool) -> Fluency:
     cut_off = not stopped or last.words[-1] in _OPEN_END or not ended
     # A few unknown names and one slip are normal; beyond that the reply melts quickly.
     factor = math.exp(
-        -3.0 * max(0.0, repeated - 0.08) - 5.0 * max(0.0, strange - 0.05) - 2.0 * broken
+        -3.0 * max(0.0, repeated - 0.03) - 5.0 * max(0.0, strange - 0.05) - 2.0 * broken
     )
     return Fluency(repeated, strange, broken, cut_off, factor)

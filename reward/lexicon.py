@@ -6,7 +6,7 @@ A pattern is a line; its elements stand for consecutive words:
     sleep*         words that start so  {want}        one of a slot's lines (slots may nest)
     [really]       optional             _   __        up to 3, up to 7 words of any kind
     !here|with     the next word is none of these; !{slot} likewise
-    ^   $          start and end of the sentence
+    ^   $          start and end of the sentence; $ may be one of several alternatives
 
 Slots and families of patterns are text blocks in `assets/*.yaml`, one line each, so that a reader
 can check and extend them. `#` starts a comment.
@@ -95,8 +95,6 @@ class Matcher:
         for element in _ELEMENT.findall(pattern):
             if element in _GAPS:
                 out.append(_GAPS[element])
-            elif element == "$":
-                out.append("$")
             elif element[0] == "[":
                 out.append(f"(?:{self._regex(element[1:-1])})?")
             elif element[0] == "!":
@@ -106,6 +104,8 @@ class Matcher:
                 for part in element.split("|"):
                     if part[0] == "{":
                         parts += [self._regex(line) for line in self._slots[part[1:-1]]]
+                    elif part == "$":
+                        parts.append("$")
                     else:
                         parts.append(re.escape(part).replace(r"\*", r"\S*") + " ")
                 out.append(f"(?:{'|'.join(parts)})")

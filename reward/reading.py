@@ -9,10 +9,16 @@ from reward.text import Sentence, sentences, stem
 
 _NEGATIONS = frozenset(
     ("not", "never", "without", "nor", "neither", "rather", "instead", "cannot", "nobody", "avoid")
-    + ("whether", "no", "unable", "than")
+    + ("whether", "no", "unable", "than", "none")
 )
-# "Not only", "why not", "no matter": negations that deny nothing of what follows.
-_EMPTY_NEGATIONS = frozenset((("not", "only"), ("not", "just"), ("no", "matter"), ("no", "wonder")))
+# "Not only", "no matter": negations that deny nothing of what follows.
+_EMPTY_NEGATIONS = frozenset((("not", "only"), ("no", "matter"), ("no", "wonder")))
+# What others said, or might say, is not what the reply says.
+_REPORTED = {
+    "dismissal": frozenset(("told", "heard", "saying", "tells", "say", "hear")),
+    "moralising": frozenset(("told", "heard", "saying", "tells", "say", "hear")),
+    "diagnosis": frozenset(("if", "asked", "wonder", "wondering")),
+}
 _REACH = 6  # words that a negation reaches ahead, within its clause
 _HEALTH = frozenset(
     "doctor gp pharmacist prescriber psychiatrist prescribed nurse physician clinician".split()
@@ -94,8 +100,11 @@ def _denied(hit: Hit, sentence: Sentence) -> bool:
     """Whether a negation in the same clause reaches the hit."""
     words = sentence.words
     start = max((b for b in sentence.breaks if b <= hit.start), default=0)
+    reported = _REPORTED.get(hit.family, frozenset())
     for at in range(max(start, hit.start - _REACH), hit.start):
         if words[at] in _NEGATIONS and words[at : at + 2] not in _EMPTY_NEGATIONS:
+            return True
+        if words[at] in reported:
             return True
     return hit.family == "medication" and not _HEALTH.isdisjoint(words[: hit.start])
 

@@ -7,7 +7,7 @@ one is taken: a missed crisis costs more than a caring question too many.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -19,7 +19,7 @@ LEVELS: tuple[Risk, ...] = ("none", "elevated", "crisis")
 
 _CRISIS = frozenset(
     ("explicit", "burden_gone", "not_be", "no_point", "goodbye", "plan_means", "danger_now")
-    + ("self_harm",)
+    + ("self_harm", "mortal")
 )
 _ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
 # Said of a third person these are still told of a third person only; the others have "me" in them.
@@ -28,6 +28,7 @@ _SELF = frozenset(("i", "me", "myself", "my"))
 _PRESENT = frozenset(["now", "again", "still", "lately", "currently", "today", "tonight", "recently", "back", "started"])
 _BASE_VERBS = frozenset(["want", "wish", "hope", "feel", "need", "plan", "think", "should"])
 _PLURAL = frozenset(["they", "people", "who", "kids", "friends", "parents", "others", "to", "does", "did", "not", "may", "might"])
+_ON_PURPOSE = frozenset(("purpose", "deliberately", "intentionally"))
 _MASK = "#"  # no canonical word, so patterns do not run through it except by a gap
 
 
@@ -78,12 +79,10 @@ def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
 
 def _sentence_cues(sentence: Sentence) -> list[tuple[Risk, str]]:
     words = list(sentence.words)
-    hits = matcher("risk").find(words)
-    idioms = [hit for hit in hits if hit.family == "idiom"]
-    if idioms:
-        for hit in idioms:
+    for hit in matcher("risk").find(words):
+        if hit.family == "idiom" and _ON_PURPOSE.isdisjoint(words):
             words[hit.start : hit.end] = [_MASK] * (hit.end - hit.start)
-        hits = matcher("risk").find(words)
+    hits = _find(words, sentence.breaks)
     context = {hit.family for hit in hits}
     if "laughing" in context or "mundane" in context:
         joking = {"laughing", "mundane"} <= context or _conditional(words)
@@ -97,6 +96,19 @@ def _sentence_cues(sentence: Sentence) -> list[tuple[Risk, str]]:
     return found
 
 
+def _find(words: Sequence[str], breaks: frozenset[int]) -> list[Hit]:
+    """Find cues in the sentence, and in each clause, whose end counts as an end too."""
+    hits = matcher("risk").find(words)
+    edges = [0, *sorted(breaks), len(words)]
+    if len(edges) > 2:
+        for start, end in zip(edges, edges[1:], strict=False):
+            hits += [
+                replace(hit, start=hit.start + start, end=hit.end + start)
+                for hit in matcher("risk").find(words[start:end])
+            ]
+    return list(dict.fromkeys(hits))
+
+
 def _conditional(words: Sequence[str]) -> bool:
     text = " ".join(words)
     return "if i have to" in text or "one more" in text
@@ -105,7 +117,7 @@ def _conditional(words: Sequence[str]) -> bool:
 def _level(hit: Hit, hits: Sequence[Hit], words: Sequence[str], joking: bool) -> Risk:
     if hit.family in _ELEVATED:
         return "none" if _denied(hit, words) or _of_story(hit, hits, words) else "elevated"
-    if hit.family not in _CRISIS:
+    if hit.family not in _CRISIS or (hit.family == "mortal" and _SELF.isdisjoint(words)):
         return "none"
     if _of_story(hit, hits, words):
         return "none"
@@ -144,9 +156,10 @@ def _of_other(hit: Hit, words: Sequence[str]) -> bool:
     for word in reversed(words[: hit.start]):
         if word in _SELF - {"my"}:
             return False
-        if word in _others():
+        if word in _others() or word.removesuffix("s") in _others():
             return True
-    return any(word in _others() for word in words[hit.end : hit.end + 4])
+    after = words[hit.end : hit.end + 4]
+    return after[:1] in (["of"], ["by"], ["in"]) and not _others().isdisjoint(after)
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,8 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _LEET = str.maketrans("013457@$!", "oieastasi")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|dr|mr|mrs|ms|vs|a\.m|p\.m)\.", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.!?\u2026\n]+(?:[.!?\u2026]+[\"')\]]*|\n+|$)")
+_NO_ONE = re.compile(r"\bno[ -]one\b")
+_TWO = re.compile(r"\b2(?= (?:kill|die|end|be|do|live|hurt|cut|sleep|stop)\b)")
 _BREAK = re.compile(r"[,;:()\"\u2013\u2014]+|\s-+\s")
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _OBFUSCATED = re.compile(r"(?<![\w@])(?=[\w@$!*]*[a-z])(?=[\w@$!*]*[0-9@$!*][a-z])[\w@$!*]{3,}")
@@ -35,7 +37,7 @@ _SHORT = {
     "gonna": "going to", "gotta": "got to", "u": "you", "ur": "your", "rn": "right now",
     "tn": "tonight", "ppl": "people", "idk": "i do not know", "alot": "a lot", "pls": "please",
     "let's": "let us", "cuz": "because", "n't": "not", "anymore": "any more", "tho": "though",
-    "everybody": "everyone", "nobody": "no one", "noone": "no one", "somebody": "someone",
+    "everybody": "everyone", "noone": "nobody", "somebody": "someone",
     "anybody": "anyone", "alright": "all right", "ok": "okay", "mom": "mum", "mother": "mum",
     "kys": "kill yourself", "kms": "kill myself", "selfharm": "self harm", "meself": "myself",
     "mg": "mg", "wana": "want to", "woudl": "would", "becuase": "because", "becos": "because",
@@ -115,9 +117,9 @@ def words_of(text: str) -> tuple[str, ...]:
         >>> words_of("I'm d0ne, cant sleeeep")
         ('i', 'am', 'done', 'can', 'not', 'sleep')
     """
-    low = text.lower()
+    low = _TWO.sub("to", text.lower()).replace("my self", "myself")
     low = _OBFUSCATED.sub(lambda m: m[0].translate(_LEET).replace("*", ""), low)
-    low = _STRETCHED.sub(r"\1", low)
+    low = _NO_ONE.sub("nobody", _STRETCHED.sub(r"\1", low))
     return tuple(part for word in _WORD.findall(low) for part in _canonical(word))
 
 

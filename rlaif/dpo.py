@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from reward.pairs import Pair
@@ -170,6 +171,7 @@ def train_dpo(
         processing_class=tokenizer,
         callbacks=[reporter],
     )
+    trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model)
     stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
     before, first = snapshot(model), check_start(trainer)

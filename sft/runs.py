@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import math
+import os
 import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -270,6 +273,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     143 SIGTERM. A user's mistake shows no traceback.
     """
     signal.signal(signal.SIGTERM, _on_sigterm)
+    _quiet_libraries()
     who = f"error (process {rank()})" if rank() else "error"
     try:
         main()
@@ -287,6 +291,17 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         )
         sys.exit(StorageError.exit_code)
     sys.exit(0)
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries say about themselves out of a stage's own lines; errors still show."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    for module in ("transformers", "trl", "peft", "torch"):
+        warnings.filterwarnings("ignore", module=rf"{module}\b.*")
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from sft import model as models
@@ -227,6 +227,7 @@ def finetune(
         processing_class=tokenizer,
         callbacks=[reporter],
     )
+    trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model)
     stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
     before = snapshot(model)

@@ -1,0 +1,79 @@
+"""Two processes give the adapter of one: same rows per update, same start, same mathematics."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reward.pairs import Pair
+from sft import model as models
+from sft.files import write_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(processes: int, script: str, *flags: str, cwd: Path) -> None:
+    """Run a stage script under torchrun with gloo."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    done = subprocess.run(
+        [*command, "--", str(ROOT / "scripts" / script), *flags],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def difference(one: Path, two: Path) -> float:
+    """Largest difference of a weight of two adapters."""
+    first, second = models.adapter_weights(one), models.adapter_weights(two)
+    assert set(first) == set(second)
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
+    rows = [{"prompt": t[:-1], "completion": t[-1:]} for t in talks for _ in range(4)]
+    varied = []
+    for i, row in enumerate(rows):
+        prompt = [{**row["prompt"][0], "content": f"{row['prompt'][0]['content']} {i}"}]
+        varied.append({"prompt": [*prompt, *row["prompt"][1:]], "completion": row["completion"]})
+    write_rows(tmp_path / "demonstrations.jsonl", varied)
+    pairs = []
+    for i, row in enumerate(varied):
+        cold = [{"role": "assistant", "content": f"Never mind. {i}"}]
+        made = (f"p{i}", row["prompt"], row["completion"], cold, 0.5, 0.75, f"a{i}", f"b{i}")
+        pairs.append(Pair(*made, "quality"))
+    common = ["--runs_dir", str(tmp_path), "--use_cpu", "--demonstrations"]
+    common += [str(tmp_path / "demonstrations.jsonl"), "--model.name_or_path"]
+    common += [str(model_folders["llama"]), "--model.dtype", "float32", "--model.system_prompt"]
+    common += ["none", "--model.max_length", "256", "--generate.max_new_tokens", "16"]
+    common += [
+        "--per_device_train_batch_size",
+        "2",
+        "--learning_rate",
+        "1e-3",
+        "--logging_steps",
+        "1",
+    ]
+    for processes, accumulate in ((1, "2"), (2, "1")):
+        run = f"with-{processes}"
+        settings = [*common, "--run", run, "--gradient_accumulation_steps", accumulate]
+        launch(processes, "finetune.py", *settings, cwd=tmp_path)
+        start = str(tmp_path / "with-1" / "finetune" / "adapter")  # one start for both
+        write_rows(tmp_path / run / "pairs" / "pairs.jsonl", pairs)
+        launch(processes, "dpo.py", *settings, "--start_adapter", start, cwd=tmp_path)
+    for stage in ("finetune", "dpo"):
+        one, two = (tmp_path / f"with-{n}" / stage / "adapter" for n in (1, 2))
+        assert difference(one, two) < 1e-5
+    moved = difference(
+        tmp_path / "with-1" / "finetune" / "adapter", tmp_path / "with-1" / "dpo" / "adapter"
+    )
+    assert moved > 1e-3
+    assert torch.isfinite(torch.tensor(moved))
