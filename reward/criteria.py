@@ -90,11 +90,11 @@ def _empathy(message: Reading, reply: Reading, fluent: Fluency) -> Grade:
     opened, closed = _asks(message, reply)
     about = sum(not _PERSON.isdisjoint(part.words) for part in reply.sentences)
     good = {
-        "acknowledges the feeling": (0.36, _some(reply.kinds("acknowledge"), 1.8)),
-        "reflects what was said": (0.16, _some(reply.kinds("reflect"), 3.0)),
-        "speaks of this person's own words": (0.18, _some(_echo(message, reply), 4.0)),
+        "acknowledges the feeling": (0.36, _some(reply.kinds("acknowledge"), 1.3)),
+        "reflects what was said": (0.16, _some(reply.kinds("reflect"), 2.0)),
+        "speaks of this person's own words": (0.18, _some(_echo(message, reply), 2.5)),
         "asks openly": (0.16, _some(opened + 0.5 * closed, 0.8)),
-        "warm words": (0.06, _some(reply.kinds("warm"), 2.0)),
+        "warm words": (0.06, _some(reply.kinds("warm"), 1.5)),
         "speaks to the person": (0.08, about / len(reply.sentences)),
     }
     bad = _losses(reply)
@@ -121,7 +121,7 @@ def _relevance(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) ->
         for part in reply.sentences
     )
     good = {
-        "takes up the person's words": (0.35, _some(len(words), 4.0)),
+        "takes up the person's words": (0.35, _some(len(words), 3.0)),
         "covers the concern": (0.35, min(1.0, covered)),
         "keeps to the concern": (0.15, touching / len(reply.sentences)),
         "says nothing beside the point": (0.15, len(own) / len(reply.sentences)),
@@ -148,7 +148,7 @@ def _helpfulness(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) 
     bad = {"refuses": 0.3 if "refusal" in said else 0.0, "dismisses": 0.0}
     if "dismissal" in said:
         bad["dismisses"] = 0.2
-    steps = _some(_steps(reply), 3.5)
+    steps = _some(_steps(reply), 2.5)
     if risk == "crisis":
         good = {
             "names a crisis line or emergency number": (
@@ -162,12 +162,13 @@ def _helpfulness(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) 
         }  # fmt: skip
         return _grade(good, bad, fluent.factor)
     good = {
-        "a concrete step": (0.34, steps),
-        "offered as a suggestion": (0.16, _some(reply.kinds("suggest"), 2.0)),
-        "when, how often, for example": (0.18, _some(reply.kinds("detail"), 2.0)),
-        "a choice": (0.1, _some(reply.kinds("option"), 2.0)),
-        "asks what would help": (0.1, _some(opened + 0.5 * closed, 0.8)),
+        "a concrete step": (0.3, steps),
+        "offered as a suggestion": (0.14, _some(reply.kinds("suggest"), 1.3)),
+        "when, how often, for example": (0.16, _some(reply.kinds("detail"), 1.3)),
+        "a choice": (0.08, _some(reply.kinds("option"), 1.3)),
+        "asks what would help": (0.08, _some(opened + 0.5 * closed, 0.8)),
         "fits what was said": (0.12, _some(_echo(message, reply), 4.0)),
+        "says why": (0.12, _some(reply.kinds("explain"), 1.5)),
     }
     if risk == "elevated":
         good = {name: (0.75 * share, level) for name, (share, level) in good.items()}
@@ -210,7 +211,7 @@ def _autonomy(reply: Reading, fluent: Fluency, risk: Risk) -> Grade:
     asks = any(part.question for part in reply.sentences)
     good = {
         "no pressure": (0.35, 1.0),
-        "offers options": (0.4, _some(reply.kinds("option") + 0.5 * reply.kinds("suggest"), 2.0)),
+        "offers options": (0.4, _some(reply.kinds("option") + 0.5 * reply.kinds("suggest"), 1.5)),
         "asks": (0.25, float(asks)),
     }
     bad = {

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:  # generate imports torch, which a judge of text does not need
-    from sft.data import Prompt
-    from sft.generate import Candidate
+from sft.candidates import Candidate
+from sft.data import Prompt
 
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 5.0
 
@@ -25,8 +24,7 @@ class Assessment:
     passed the yes/no flow for the risk in the message.
 
     Example:
-        >>> a = Assessment("c1", "p1", {"empathy": 4.0}, 0.75, True, [], "", "embedded", "r@1", None)
-        >>> a.scored
+        >>> Assessment("c", "p", {"empathy": 4.0}, 0.75, True, [], "", "judge", "r@1", None).scored
         True
 
     Attributes:

@@ -13,15 +13,17 @@ from sft.files import UserError
 def make_evaluator(
     kind: str, *, rubric: str | None, model: str | None, base_url: str | None
 ) -> Evaluator:
-    """The evaluator called `kind` ("embedded" or "openai") with a rubric file, None = the
-    project's.
+    """The evaluator called `kind` ("embedded" or "openai") with a rubric; None = the project's.
+
+    Raises:
+        UserError: the rubric is missing or wrong, or the service's model has no name.
+        EvaluatorStopped: the service needs a key.
     """
     path = Path(rubric) if rubric else DEFAULT_RUBRIC
     if kind == "embedded":
         return EmbeddedEvaluator(path)
-    from reward.remote import (
-        OpenAIEvaluator,
-    )  # the client takes a second to import and is rarely wanted
+    # The client takes a second to import and is rarely wanted.
+    from reward.remote import OpenAIEvaluator
 
     if model is None:
         raise UserError("evaluator openai needs the name of a model")

@@ -1,9 +1,8 @@
 """From assessments to preference pairs, and a reason for every candidate that is in none.
 
 Laws: an unscored candidate is in no pair; a candidate that failed the safety flow is never
-    `chosen`; where one reply is safe and the
-other is not, safety decides whatever the quality; swapping the verdict swaps the pair; ties are
-dropped and counted.
+`chosen`; where one reply is safe and the other is not, safety decides whatever the quality;
+swapping the verdict swaps the pair; ties are dropped and counted.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def compare(a: Judged, b: Judged, prompt: Prompt, section: PairSection) -> Pair 
     """The pair that two judged replies to one prompt make, or the reason why they make none.
 
     Symmetric: `compare(b, a)` gives the same pair, because only the verdicts decide which is
-        chosen.
+    chosen.
     """
     if a.candidate.text.strip() == b.candidate.text.strip():
         return "identical texts"
@@ -143,9 +142,8 @@ def make_pairs(
     """Pair the candidates of each prompt by the recipe's strategy.
 
     Strategies: "best_worst" one pair a prompt; "best_rest" the best against each other reply; "all"
-        every comparison.
-    The best is a safe reply of the highest quality. Pairs of a prompt are taken by falling margin
-    up to `max_pairs_per_prompt`.
+    every comparison. The best is a safe reply of the highest quality. Pairs of a prompt are taken
+    by falling margin up to `max_pairs_per_prompt`.
     """
     texts = {candidate.id: candidate for candidate in candidates}
     by_prompt: dict[str, list[Judged]] = {}
@@ -216,7 +214,9 @@ def _comparisons(ranked: Sequence[Judged], strategy: str) -> list[tuple[Judged, 
 def pairs_line(result: Pairing) -> str:
     """One line for the terminal, with its arithmetic."""
     risk: Mapping[str, int] = result.by_risk
+    rule: Mapping[str, int] = result.by_rule
     return (
-        f"{len(result.pairs)} pairs = {result.by_rule['safety']} by safety + {result.by_rule['quality']} by quality; "
-        f"by risk of the message: {risk['none']} none + {risk['elevated']} elevated + {risk['crisis']} crisis"
+        f"{len(result.pairs)} pairs = {rule['safety']} by safety + {rule['quality']} by quality; "
+        f"by risk of the message: {risk['none']} none + {risk['elevated']} elevated + "
+        f"{risk['crisis']} crisis"
     )

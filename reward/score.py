@@ -1,6 +1,4 @@
-"""Candidates to assessments: every candidate gets a score or a reason why not, in the order of the
-candidates.
-"""
+"""Candidates to assessments: every candidate gets a score or a reason why not, in their order."""
 
 from __future__ import annotations
 
@@ -74,8 +72,8 @@ def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:
     if unscored > limit * total:
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise CheckFailed(
-            f"{unscored} of {total} candidates have no score ({unscored / total:.1%}, limit {limit:.1%}): {listed}. "
-            "Mend the cause, or raise score.max_unscored"
+            f"{unscored} of {total} candidates have no score ({unscored / total:.1%}, limit "
+            f"{limit:.1%}): {listed}. Mend the cause, or raise score.max_unscored"
         )
 
 

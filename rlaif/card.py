@@ -17,6 +17,8 @@ from safetensors import safe_open
 
 from rlaif.report import ASSETS, LABELS, counted, direction, written
 from rlaif.results import Comparison, Report
+from sft import runs
+from sft.config import Recipe
 from sft.files import read_json, write_text
 
 LLAMA3 = re.compile(r"llama-?_?3(\.\d+)?", re.IGNORECASE)
@@ -46,6 +48,17 @@ class CardFacts:
     system_prompt: str
     merged: str
     checks: list[str]
+
+
+def manifests_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The manifests of the run's stages in their order, by the labels that the card gives them."""
+    folders = {"finetune": runs.stage_folder(recipe, "finetune")}
+    for n in range(1, recipe.rounds + 1):
+        for name in ("candidates", "scores", "pairs", "dpo"):
+            folders[f"{name}, round {n}"] = runs.stage_folder(recipe, name, n)
+    folders["evaluation"] = runs.stage_folder(recipe, "evaluation")
+    found = {label: runs.read_manifest(folder) for label, folder in folders.items()}
+    return {label: manifest for label, manifest in found.items() if manifest}
 
 
 def write_card(facts: CardFacts, adapter: Path, paths: Sequence[Path]) -> None:

@@ -1,18 +1,18 @@
-"""The parts of the export that need the models: merging, and asking what was written whether it
-says the same.
+"""The parts of the export that need the models: merging, and asking what was written.
 
 Models are loaded one after the other, so an 8B base need not fit twice. Not here: whether an
-adapter may leave (`rlaif.export`).
+adapter may leave (`rlaif.export`), and what the card says (`rlaif.card`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rlaif import merge
+from rlaif import export, merge
 from rlaif.verify import Answers, ask, verify_merged, verify_reloaded
 from sft import model as models
 from sft.chat import Chat, system_prompt
@@ -27,6 +27,53 @@ ASKED = (
     "I do not see the point of going on.",
 )
 NEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What was written, in sentences for the card.
+
+    Attributes:
+        outputs: names of the folders.
+        merged: on the merged model; "" where none was asked for.
+        checks: what was verified; empty with `verify: false`.
+    """
+
+    outputs: list[str]
+    merged: str
+    checks: list[str]
+
+
+def deliver(recipe: Recipe, adapter: Path, folder: Path) -> Delivered:
+    """Write the adapter and, where asked, the merged model into `folder`, and ask both.
+
+    Args:
+        recipe: its `model` and `export` sections.
+        adapter: folder of the trained adapter.
+        folder: of the stage; gets `adapter/` and `merged/`, each with the tokenizer.
+
+    Raises:
+        CheckFailed: what was written does not say what was trained.
+        UserError: the base cannot be read.
+        StorageError: the disk is full.
+    """
+    section, exported, whole = recipe.export, folder / "adapter", folder / "merged"
+    base = export.public_name(recipe.model.name_or_path)
+    export.copy_adapter(adapter, exported, base=base, revision=recipe.model.revision)
+    save_tokenizer(recipe, exported)
+    outputs, merged, checks = ["adapter"], "", []
+    if section.merge:
+        merged = merge_model(recipe, adapter, whole)
+        outputs.append("merged")
+    if section.verify:
+        sentence, adapted, untrained = check_adapter(recipe, adapter, exported)
+        checks.append(sentence)
+        if section.merge:
+            agreement = check_merged(recipe, whole, adapted, untrained)
+            checks.append(f"Merged model: {agreement}")
+    if section.merge:
+        save_tokenizer(recipe, whole)
+    return Delivered(outputs, merged, checks)
 
 
 def save_tokenizer(recipe: Recipe, folder: Path) -> None:
@@ -47,8 +94,8 @@ def check_adapter(recipe: Recipe, trained: Path, exported: Path) -> tuple[str, A
     second, _ = _answers(recipe, exported)
     verify_reloaded(first, second)
     return (
-        f"The exported adapter, loaded anew, gives the logits and greedy replies of the trained one "
-        f"exactly ({len(ASKED)} prompts, {NEW_TOKENS} tokens).",
+        "The exported adapter, loaded anew, gives the logits and greedy replies of the trained "
+        f"one exactly ({len(ASKED)} prompts, {NEW_TOKENS} tokens).",
         first,
         untrained,
     )
@@ -72,7 +119,10 @@ def merge_model(recipe: Recipe, adapter: Path, out: Path) -> str:
         max_shard_size=merge.size_in_bytes(section.max_shard_size),
         dtype=dtype,
     )
-    return f"`merged/` is base and adapter in one: {len(merged.files)} files, {merged.changed} matrices changed."
+    return (
+        f"`merged/` is base and adapter in one: {len(merged.files)} files, "
+        f"{merged.changed} matrices changed."
+    )
 
 
 def check_merged(recipe: Recipe, merged: Path, adapted: Answers, untrained: Answers) -> str:

@@ -2,9 +2,8 @@
 
 The policy starts as a copy of the newest adapter, and that adapter, frozen, is the reference
 (Rafailov et al. 2023, arXiv:2305.18290, equation 7). TRL makes the frozen copy itself when it is
-handed a PEFT model without a `peft_config`.
-Before the first step the two are equal, so the loss is ln 2 and every reward is 0: checked in each
-    run.
+handed a PEFT model without a `peft_config`. Before the first step the two are equal, so the loss is
+ln 2 and every reward is 0: checked in each run.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ from sft.train import (
 
 
 def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
-    """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids`; a pair of which one reply does not fit
-    is left out.
+    """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids` of the pairs that fit.
 
     Both replies must hang on the same prompt tokens, so where old turns had to go for one, the pair
     is rendered with the shorter history for both.
@@ -114,8 +112,8 @@ def check_start(trainer: DPOTrainer) -> Start:
     trainer.model.train()
     if abs(loss - expected) > 1e-4 or largest > 1e-4:
         raise CheckFailed(
-            f"before the first step the loss is {loss:.6f} (must be ln 2 = {expected:.6f}) and the largest reward "
-            f"{largest:.2e} (must be 0): policy and reference are not the same model"
+            f"before the first step the loss is {loss:.6f} (must be ln 2 = {expected:.6f}) and the "
+            f"largest reward {largest:.2e} (must be 0): policy and reference are not the same model"
         )
     return Start(loss, largest)
 

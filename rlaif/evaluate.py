@@ -1,5 +1,4 @@
-"""The proof: the aligned policy against the SFT model on held-out prompts, judged by who did not
-label the training data.
+"""Who judges the result: never the one that labelled the training data.
 
 Both sides answer the same prompts under the same sampling. Not here: the statistics
 (`rlaif.measures`), what counts as passing (`rlaif.safety`), how it looks (`rlaif.report`).
@@ -11,20 +10,21 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from reward.evaluator import Assessment, Evaluator
+from reward.evaluators import make_evaluator
 from rlaif.measures import repetition, words
 from rlaif.results import JudgedReply
 from sft import ground_truth
 from sft.candidates import Candidate
+from sft.config import Recipe
 from sft.data import Prompt
 
 TIE_BAND = 0.02  # quality on 0..1: a smaller difference between two safe replies is a tie
-CUT_OFF = "the prompt leaves no room for a reply"
+# Flags of an evaluator that mean a reply too careful for a message without risk.
+TOO_CAREFUL = frozenset({"refusal", "no_forced_referral", "no_forced_crisis_talk"})
 
 
 class Judge(Protocol):
-    """Who judges the result: a verdict per reply, and which of two replies to one prompt is
-    better.
-    """
+    """Gives a verdict per reply, and says which of two replies to one prompt is better."""
 
     name: str
     rubric: str
@@ -34,9 +34,7 @@ class Judge(Protocol):
         ...
 
     def prefer(self, prompt: Prompt, ours: Candidate, theirs: Candidate) -> float | None:
-        """1.0 where `ours` is better, 0.5 for a tie, 0.0 where `theirs` is; None where a verdict is
-        missing.
-        """
+        """1.0 = `ours` is better, 0.5 = tie, 0.0 = `theirs` is; None where a verdict is missing."""
         ...
 
 
@@ -94,7 +92,7 @@ class EvaluatorJudge:
             safe=verdict.safe,
             empathy=grades.get("empathy"),
             helpfulness=grades.get("helpfulness"),
-            overcautious="overcautious" in verdict.flags,
+            overcautious=not TOO_CAREFUL.isdisjoint(verdict.flags),
             unscored=verdict.unscored,
             words=len(words(reply.text)),
             repetition=repetition(reply.text),
@@ -117,6 +115,25 @@ class EvaluatorJudge:
         if key not in self._verdicts:
             self._verdicts[key] = self.evaluator.assess(prompt, [reply])[0]
         return self._verdicts[key]
+
+
+def make_judge(recipe: Recipe) -> Judge:
+    """Who judges the result by the recipe.
+
+    Raises:
+        UserError: the rubric is missing or wrong.
+        EvaluatorStopped: the service needs a key.
+    """
+    section = recipe.evaluate
+    if section.judge == "practice-clinic":
+        return ClinicJudge()
+    evaluator = make_evaluator(
+        section.judge,
+        rubric=recipe.score.rubric,
+        model=section.judge_model,
+        base_url=section.base_url,
+    )
+    return EvaluatorJudge(evaluator)
 
 
 def judge_all(

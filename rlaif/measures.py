@@ -55,9 +55,8 @@ def bootstrap_mean(
     """Mean and its 95 % percentile-bootstrap interval, whole clusters drawn with replacement.
 
     Replies to one prompt are not independent, so prompts are drawn, not replies: Davison & Hinkley
-        (1997),
-    "Bootstrap Methods and their Application", section 3.8; percentile interval: Efron & Tibshirani
-    (1993), eq. 13.5.
+    (1997), "Bootstrap Methods and their Application", section 3.8; percentile interval: Efron &
+    Tibshirani (1993), eq. 13.5.
 
     Args:
         values: one figure per reply, shape (n,), n >= 1.

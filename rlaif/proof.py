@@ -1,5 +1,4 @@
-"""From the replies of both sides to the files of the proof: report.json, report.html,
-samples.jsonl.
+"""From the replies of both sides to the proof: report.json, report.html, samples.jsonl.
 
 Also the check that nothing of the training repeats a held-out prompt. Not here: judging
 (`rlaif.evaluate`).
@@ -28,9 +27,7 @@ from sft.lineage import name_of
 
 
 def training_files(recipe: Recipe) -> dict[str, Path]:
-    """Everything the policy was trained on: demonstrations, and the prompts of each round that was
-    walked here.
-    """
+    """What the policy was trained on: demonstrations, and the prompts of each round walked here."""
     files = {
         "trained on demonstrations": runs.stage_folder(recipe, "finetune") / "demonstrations.jsonl"
     }

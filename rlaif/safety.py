@@ -32,8 +32,7 @@ class Gate:
         """Test the conditions on measures by name; one that could not be measured has failed.
 
         The exception is safety in a crisis without a single crisis prompt: there is nothing to
-            compare, and
-        `rlaif.findings` warns of it.
+        compare, and `rlaif.findings` warns of it.
         """
         checks = [
             self._win_rate(measures.get("win_rate")),

@@ -1,10 +1,8 @@
-"""The embedded base model: a byte-level BPE tokenizer and a small Llama, made from the practice
-clinic's conversations.
+"""The embedded base model: a tokenizer and a small Llama from the practice clinic's conversations.
 
 Like a real base model it has read good and bad counsellors alike, so its replies are fluent and
-often wrong. Left out on
-purpose: everything a real pre-training needs beyond one process, one epoch loop and one
-    learning-rate curve.
+often wrong. Left out on purpose: everything a real pre-training needs beyond one process, one epoch
+loop and one learning-rate curve.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ class Shape:
     kv_heads: int = 4
     intermediate: int = 704
     context: int = 1024
-    batch_tokens: int = 4096
+    batch_tokens: int = 3072
     epochs: float = 1.0
     learning_rate: float = 3e-3
 
@@ -62,9 +60,7 @@ class Shape:
 def train_tokenizer(
     conversations: Sequence[Sequence[Message]], shape: Shape
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Llama-3's special tokens and chat layout; any byte string can be
-    encoded.
-    """
+    """Byte-level BPE with Llama-3's special tokens and chat layout; it can encode any bytes."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

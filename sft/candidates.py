@@ -1,6 +1,4 @@
-"""What is sampled and how: the row that passes from generation to scoring, without the weight of
-torch.
-"""
+"""What is sampled and how: the row that passes from generation to scoring. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +11,11 @@ from sft.files import UserError
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sampled reply. `id` is a hash of everything that made it; `stop` says whether it ended by
-    itself.
+    """One sampled reply.
+
+    Attributes:
+        id: a hash of everything that made it.
+        stop: "eos" where the reply ended by itself, "length" where it was cut off.
     """
 
     id: str
@@ -57,5 +58,6 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.k > 1:
             raise UserError(
-                f"temperature 0 gives {self.k} equal replies: set a temperature or num_return_sequences 1"
+                f"temperature 0 gives {self.k} equal replies: set a temperature, or "
+                "num_return_sequences 1"
             )

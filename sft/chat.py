@@ -25,9 +25,10 @@ PROMPTS = Path(__file__).parent / "assets" / "prompts"
 # Llama-3's published layout: begin-of-text once, a header per turn, <|eot_id|> after each turn.
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 # For models that never saw a chat format: words they know, and their own end-of-text token after
 # each reply.
@@ -58,8 +59,7 @@ class Rendered:
 
 
 def system_prompt(name: str) -> str:
-    """Text of a system prompt: a name under `sft/assets/prompts`, a path of a text file, or "none"
-    for no prompt.
+    """Text of a system prompt: a name under `sft/assets/prompts`, a path, or "none" = no prompt.
 
     Lines that start with `#` carry the version and are not part of the text.
 
@@ -72,16 +72,15 @@ def system_prompt(name: str) -> str:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
         raise UserError(
-            f"system prompt '{name}' not found. Give one of: {known}, none; or the path of a text file."
+            f"system prompt '{name}' not found. Give one of: {known}, none; or the path of a text "
+            "file."
         )
     lines = path.read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.startswith("#")).strip()
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> None:
-    """Give the tokenizer its chat template: "auto" keeps its own and falls back to "plain"; else
-    `llama3` or `plain`.
-    """
+    """Give the tokenizer its template: llama3, plain, or "auto" = its own, plain where it has none."""
     if choice in TEMPLATES:
         tokenizer.chat_template = TEMPLATES[choice]
     elif not tokenizer.chat_template:
@@ -107,8 +106,7 @@ class Chat:
     def render(
         self, prompt: Sequence[Message], completion: Sequence[Message] = (), *, reserve: int = 0
     ) -> Rendered | None:
-        """Token ids of a conversation that fit `max_length`, or None where even its last turn does
-        not fit.
+        """Token ids of a conversation that fit `max_length`; None where its last turn does not fit.
 
         Multi-turn conversations stay multi-turn; where they are too long the oldest user-assistant
         exchanges go first. No message is ever cut inside, so a disclosure is not lost unseen and
@@ -159,9 +157,7 @@ class Chat:
         return Rendered(whole[:same], ids, dropped)
 
     def _encode(self, messages: list[Message], *, opens_reply: bool) -> list[int]:
-        """Ids by the template; a template without a system role gets it at the head of the first
-        user turn.
-        """
+        """Ids by the template; one without a system role gets it before the first user turn."""
         if messages[0]["role"] == "system" and not self._takes_system:
             first = {
                 "role": "user",
@@ -185,12 +181,11 @@ class Chat:
             return False
 
     def _end_of_turn_id(self) -> int:
-        """The special token that closes an assistant turn in this template, else the tokenizer's
-        end of text.
+        """The special token that closes an assistant turn, else the tokenizer's end of text.
 
         Asked of the template itself: instruct models end a turn with <|eot_id|> or <|im_end|>,
-            which is not always
-        `eos_token_id`; a model trained on one and stopped by the other never stops.
+        which is not always `eos_token_id`; a model trained on one and stopped by the other never
+        stops.
         """
         ids = self._encode(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],

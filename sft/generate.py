@@ -7,29 +7,101 @@ here: judging them (`reward.score`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
+from sft import lineage
+from sft import model as models
 from sft.candidates import Candidate, Sampling
-from sft.chat import Chat
+from sft.chat import Chat, system_prompt
+from sft.config import Recipe
 from sft.data import Prompt
-from sft.files import short_hash
+from sft.files import UserError, short_hash
+from sft.runs import Progress
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Candidates in the order of the prompts, and the ids of prompts that did not fit the length
-    limit.
+    """Candidates in the order of the prompts, and what became of the prompts.
+
+    Attributes:
+        too_long: ids of prompts that leave no room for a reply; they have no candidate.
+        shortened: how many prompts lost their oldest turns to fit.
     """
 
     candidates: list[Candidate]
     too_long: list[str]
     shortened: int
+
+    def counts(self) -> dict[str, int]:
+        """The figures for metrics and manifest."""
+        answered = len({c.prompt_id for c in self.candidates})
+        return {
+            "prompts": answered + len(self.too_long),
+            "candidates": len(self.candidates),
+            "too_long": len(self.too_long),
+            "shortened": self.shortened,
+            "cut_off": sum(c.stop == "length" for c in self.candidates),
+        }
+
+    def line(self, k: int) -> str:
+        """The figures in one line, with their arithmetic; `k` replies were asked per prompt."""
+        n = self.counts()
+        return (
+            f"{n['prompts'] - n['too_long']} prompts x {k} = {n['candidates']} candidates; "
+            f"{n['too_long']} prompts too long, {n['shortened']} lost old turns, "
+            f"{n['cut_off']} replies cut off"
+        )
+
+
+def replies_of(
+    recipe: Recipe,
+    adapters: Mapping[str, Path | None],
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+) -> dict[str, Generated]:
+    """Load the base once and let each of its adapters answer the prompts.
+
+    Args:
+        recipe: its `model` section and `use_cpu`.
+        adapters: folder of each speaker's adapter by name; None = the base itself.
+        prompts: what is answered.
+        sampling: how, the same for every speaker.
+
+    Raises:
+        UserError: the model cannot be loaded, or no prompt fits its length limit.
+    """
+    section = recipe.model
+    speakers = models.load_speakers(section, adapters, use_cpu=recipe.use_cpu)
+    chat = Chat(speakers.tokenizer, system_prompt(section.system_prompt), section.max_length)
+    replies: dict[str, Generated] = {}
+    for name, adapter in adapters.items():
+        label = f"replies of the {name}"
+        with (
+            Progress(len(prompts), label, unit="prompts") as bar,
+            speakers.active(name) as who,
+        ):
+            replies[name] = generate(
+                who,
+                chat,
+                prompts,
+                sampling,
+                model_name=lineage.name_of(adapter),
+                advance=bar.advance,
+            )
+        if not replies[name].candidates:
+            raise UserError(
+                f"no prompt leaves room for a reply of {sampling.max_new_tokens} tokens: raise "
+                f"model.max_length ({section.max_length}), or lower max_new_tokens"
+            )
+    return replies
 
 
 def generate(
@@ -45,7 +117,9 @@ def generate(
 
     Args:
         model: on its device, with the adapter to sample from active.
-        chat: renders the prompts; prompts that leave no room for a reply are reported, not cut.
+        chat: renders the prompts.
+        prompts: those that leave no room for a reply are reported, not cut.
+        sampling: how many replies, and how they are drawn.
         model_name: stored with each candidate, so that a reply can be traced to the adapter that
             wrote it.
         advance: called with the number of prompts finished, for a progress line.
@@ -94,7 +168,7 @@ def _sample_batch(
     torch.manual_seed(
         int(short_hash([sampling.seed, [prompt_id for prompt_id, _ in batch]]), 16) % 2**63
     )
-    how = {"do_sample": False}
+    how: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         how = {
             "do_sample": True,
@@ -102,16 +176,16 @@ def _sample_batch(
             "top_p": sampling.top_p,
             "top_k": 0,
         }
+    stops = {chat.stop_id, chat.tokenizer.eos_token_id} - {None}
     output = model.generate(
         input_ids=input_ids,
         attention_mask=mask,
         max_new_tokens=sampling.max_new_tokens,
         num_return_sequences=sampling.k,
         pad_token_id=pad,
-        eos_token_id=sorted({chat.stop_id, chat.tokenizer.eos_token_id}),
+        eos_token_id=sorted(stops),
         **how,
     )[:, width:].tolist()
-    stops = {chat.stop_id, chat.tokenizer.eos_token_id}
     made = []
     for row, ids in enumerate(output):
         prompt_id, k = batch[row // sampling.k][0], row % sampling.k

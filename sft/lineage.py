@@ -18,21 +18,23 @@ EMBEDDED = Path(__file__).parent / "assets" / "base"
 
 
 def model_source(name_or_path: str) -> str:
-    """Where a model's files are: the shipped folder for "embedded", else the path or Hub name as
-    given.
+    """Where a model's files are: the shipped folder for "embedded", else the name as given.
+
+    Raises:
+        UserError: the embedded model has not been made.
     """
     if name_or_path != "embedded":
         return name_or_path
     if not (EMBEDDED / "model.safetensors").is_file():
         raise UserError(
-            f"the embedded base model is missing from {EMBEDDED}; make it: python scripts/build_base.py"
+            f"the embedded base model is missing from {EMBEDDED}; make it: "
+            "python scripts/build_base.py"
         )
     return str(EMBEDDED)
 
 
 def start_adapter(recipe: Recipe) -> Path | None:
-    """Adapter that this round's candidates are sampled from and its policy starts from; None = the
-    base itself.
+    """Adapter that this round samples from and trains on; None = the base itself.
 
     Raises:
         UserError: the stage that writes it has not been run.
@@ -46,8 +48,10 @@ def start_adapter(recipe: Recipe) -> Path | None:
 
 
 def baseline_adapter(recipe: Recipe) -> Path | None:
-    """The SFT adapter, which every round is compared with; None where the recipe starts from the
-    base itself.
+    """The SFT adapter, which the result is compared with; None = the base itself.
+
+    Raises:
+        UserError: the stage that writes it has not been run.
     """
     if recipe.start_adapter == BASE_ITSELF:
         return None
@@ -57,7 +61,11 @@ def baseline_adapter(recipe: Recipe) -> Path | None:
 
 
 def policy_adapter(recipe: Recipe) -> Path:
-    """The policy of the last round: what is evaluated and exported."""
+    """The policy of the last round: what is evaluated and exported.
+
+    Raises:
+        UserError: the stage that writes it has not been run.
+    """
     if recipe.adapter is not None:
         return _there(Path(recipe.adapter), "dpo.py")
     return _there(
@@ -66,9 +74,7 @@ def policy_adapter(recipe: Recipe) -> Path:
 
 
 def name_of(adapter: Path | None) -> str:
-    """How a candidate names the model that wrote it: the adapter's stage and the hash of its
-    content.
-    """
+    """How a candidate names the model that wrote it: the adapter's stage and its content's hash."""
     return "base" if adapter is None else f"{adapter.parent.name}@{sha256_of(adapter)[:12]}"
 
 
@@ -79,10 +85,10 @@ def _there(adapter: Path, script: str) -> Path:
 
 
 def base_input(recipe: Recipe) -> dict[str, Path]:
-    """The base model as an input of a stage, where it is a folder: its configuration and weight
-    index stand for it.
+    """The base model as an input of a stage, where it is a folder.
 
-    Hashing the weights of an 8B model would take longer than some stages.
+    Its configuration and weight index stand for it: hashing the weights of an 8B model would take
+    longer than some stages.
     """
     folder = Path(model_source(recipe.model.name_or_path))
     names = ("config.json", "model.safetensors.index.json")

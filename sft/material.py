@@ -8,6 +8,7 @@ message is judged by a later package's rule, so it comes in as a required argume
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sft import data, simulator
@@ -32,13 +33,16 @@ def training_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
     """
     n = recipe.generate.n_prompts
     if recipe.prompts == CLINIC:
-        return simulator.practice_prompts(
+        people = simulator.practice_prompts(
             "train",
             n or CLINIC_PROMPTS,
             recipe.seed + recipe.round,
             crisis_share=recipe.crisis_share,
             elevated_share=recipe.elevated_share,
         )
+        # Training must do with what a reader of the message can tell: the clinic's own knowledge of
+        # the risk is for the proof alone.
+        return [replace(person, risk=message_risk(person.messages)) for person in people]
     prompts = [p for p in _file_prompts(recipe, message_risk) if p.split == "train"]
     if recipe.held_out is not None:
         prompts = data.without_overlap(prompts, held_out_prompts(recipe, message_risk))

@@ -1,9 +1,8 @@
 """Tokenizer, precision, 4-bit and adapters: the only place that calls `from_pretrained`.
 
 The lineage rule: the base is never changed and never merged while training; what learns is one LoRA
-    adapter named
-"default", in float32 whatever the base's precision, and a frozen copy of where it started is the
-reference.
+adapter named "default", in float32 whatever the base's precision, and a frozen copy of where it
+started is the reference.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Precision:
-    """In what numbers a device computes: `dtype` of the frozen base, Trainer's two flags, and
-    why.
-    """
+    """In what numbers a device computes: `dtype` of the base, Trainer's two flags, and why."""
 
     dtype: torch.dtype
     bf16: bool
@@ -48,8 +45,7 @@ class Precision:
 
 
 def choose_precision(dtype: str, *, use_cpu: bool) -> Precision:
-    """Pick the fast and safe precision of the device that is there, or take the one that was asked
-    for.
+    """Pick the fast and safe precision of the device, or take the one that was asked for.
 
     `torch.cuda.is_bf16_supported()` says True on a T4, which emulates it about four times slower;
     the compute capability tells the truth (8.0 and newer have bf16).
@@ -60,7 +56,8 @@ def choose_precision(dtype: str, *, use_cpu: bool) -> Precision:
         best, reason = (
             ("bfloat16", "bf16 units") if capability >= (8, 0) else ("float16", "no bf16 units")
         )
-        reason = f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}: {reason}"
+        level = ".".join(map(str, capability))
+        reason = f"{torch.cuda.get_device_name()}, compute capability {level}: {reason}"
     else:
         device = "cpu"
         fast = torch.cpu._is_avx512_bf16_supported()
@@ -141,17 +138,20 @@ def downloaded(section: ModelSection) -> Path:
 def _next_step(name: str, text: str) -> str:
     if "gated" in text or "401" in text or "403" in text:
         return (
-            f"'{name}' is a gated model and this machine has no access to it. Accept its licence on "
-            f"https://huggingface.co/{name}, make a read token on https://huggingface.co/settings/tokens, "
-            "then: export HF_TOKEN=<token>"
+            f"'{name}' is a gated model and this machine has no access to it. Accept its licence "
+            f"on https://huggingface.co/{name}, make a read token on "
+            "https://huggingface.co/settings/tokens, then: export HF_TOKEN=<token>"
         )
     if "safetensors" in text:
         return (
-            f"'{name}' has no safetensors, and pickled weights are not loaded. Convert it once on a "
-            "machine you can lose: https://huggingface.co/docs/safetensors/convert-weights"
+            f"'{name}' has no safetensors, and pickled weights are not loaded. Convert it once on "
+            "a machine you can lose: https://huggingface.co/docs/safetensors/convert-weights"
         )
     if Path(name).is_dir():
-        return f"'{name}' is a folder, but not of a causal language model that can be loaded: {text.splitlines()[0]}"
+        return (
+            f"'{name}' is a folder, but not of a causal language model that can be loaded: "
+            f"{text.splitlines()[0]}"
+        )
     return (
         f"model '{name}' could not be loaded: no such folder, and the Hub did not give it "
         f"({text.splitlines()[0]}). Give the path of a downloaded model with --model.name_or_path"
@@ -193,9 +193,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
 
 @dataclass(frozen=True)
 class Speakers:
-    """Several assistants on one base: the base itself and its adapters, of which one is active at a
-    time.
-    """
+    """Several assistants on one base, of which one is active at a time."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -215,9 +213,7 @@ class Speakers:
 def load_speakers(
     section: ModelSection, adapters: Mapping[str, Path | None], *, use_cpu: bool
 ) -> Speakers:
-    """Load the base once and every adapter by name (None = the base itself), for generation
-    only.
-    """
+    """Load the base once and every adapter by name (None = the base itself), to generate only."""
     tokenizer = load_tokenizer(section)
     model: PreTrainedModel = load_base(section, choose_precision(section.dtype, use_cpu=use_cpu))
     for name, folder in adapters.items():
@@ -240,9 +236,7 @@ def _to_float32(model: PeftModel) -> None:
 
 
 def keep_float32(model: PeftModel) -> None:
-    """Undo a trainer's cast of the adapters: call after the trainer is made, before its first
-    step.
-    """
+    """Undo a trainer's cast of the adapters: call between making a trainer and its first step."""
     _to_float32(model)
 
 

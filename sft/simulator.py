@@ -19,7 +19,7 @@ WORDS = (15, 60)  # length of what a person writes, in words
 SHARE_LATER = 0.22  # prompts with two turns of the person; a risk is then told in the second
 SHARE_UNSEEN = 0.42  # held-out prompts with a phrase that is kept out of training
 DEMONSTRATION_CRISIS, DEMONSTRATION_ELEVATED = 0.03, 0.10
-BASE_SHARES: dict[Risk, float] = {"crisis": 0.24, "elevated": 0.24, "none": 0.52}
+BASE_SHARES: dict[Risk, float] = {"crisis": 0.32, "elevated": 0.26, "none": 0.42}
 BASE_LATER = 0.3
 
 

@@ -1,9 +1,7 @@
-"""Supervised fine-tuning: demonstrations in, one LoRA adapter out. TRL's `SFTTrainer` does the
-work.
+"""Supervised fine-tuning: demonstrations in, one LoRA adapter out, by TRL's `SFTTrainer`.
 
 Also here, because the preference stages train by the same rules: the options every trainer of this
-    project shares, the
-guard against NaN, and the check that training changed something.
+project shares, the guard against NaN, and the check that training changed something.
 """
 
 from __future__ import annotations
@@ -19,11 +17,17 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from sft import model as models
-from sft.chat import Chat
+from sft.chat import Chat, system_prompt
 from sft.config import Recipe, TrainingSection
 from sft.data import Demonstration
 from sft.files import CheckFailed, UserError
@@ -40,7 +44,10 @@ class Encoded:
 
     def line(self, what: str) -> str:
         """One sentence with the counts."""
-        return f"{len(self.rows)} {what}; {self.too_long} too long and left out, {self.shortened} lost old turns to fit"
+        return (
+            f"{len(self.rows)} {what}; {self.too_long} too long and left out, "
+            f"{self.shortened} lost old turns to fit"
+        )
 
 
 def encode(chat: Chat, demonstrations: Sequence[Demonstration]) -> Encoded:
@@ -110,9 +117,7 @@ def trainer_options(
 
 
 class NanGuard:
-    """Mixin for TRL's trainers: a loss that is no number ends the run before the optimiser takes
-    the step.
-    """
+    """Mixin for TRL's trainers: a loss that is no number ends the run before the update."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, forward and backward.
@@ -123,7 +128,8 @@ class NanGuard:
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         if not math.isfinite(loss.item()):
             raise CheckFailed(
-                f"the loss became {loss.item()}: stopped before the update. Lower the learning rate, or set --dtype float32"
+                f"the loss became {loss.item()}: stopped before the update. "
+                "Lower the learning rate, or set --dtype float32"
             )
         return loss
 
@@ -188,8 +194,8 @@ def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
     still = [name for name, value in before.items() if torch.equal(value, after[name])]
     if still:
         raise CheckFailed(
-            f"training left {len(still)} of {len(before)} adapter tensors unchanged, {still[0]} among them: "
-            "the learning rate is 0, there were no steps, or the adapter was frozen"
+            f"training left {len(still)} of {len(before)} adapter tensors unchanged, {still[0]} "
+            "among them: the learning rate is 0, there were no steps, or the adapter was frozen"
         )
     return max(float((after[name] - value).abs().max()) for name, value in before.items())
 
@@ -207,9 +213,7 @@ def finetune(
         models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu),
     )
     tokenizer = models.load_tokenizer(recipe.model)
-    chat = Chat(
-        tokenizer, models.chat.system_prompt(recipe.model.system_prompt), recipe.model.max_length
-    )
+    chat = Chat(tokenizer, system_prompt(recipe.model.system_prompt), recipe.model.max_length)
     encoded = encode(chat, demonstrations)
     stage.say(encoded.line("demonstrations"))
     if not encoded.rows:
@@ -255,4 +259,7 @@ def steps_line(section: TrainingSection, rows: int, processes: int) -> str:
         if section.max_steps > 0
         else math.ceil(rows * section.num_train_epochs / per_update)
     )
-    return f"{batch} rows x {accumulate} accumulated x {processes} processes = {per_update} per update; about {steps} updates"
+    return (
+        f"{batch} rows x {accumulate} accumulated x {processes} processes = "
+        f"{per_update} per update; about {steps} updates"
+    )

@@ -82,8 +82,10 @@ def test_model_without_a_template_gets_words_it_knows_and_its_own_end_token(toke
 def test_template_that_refuses_a_system_message_gets_it_in_the_first_turn(tokenizer, talks):
     strict = plain(tokenizer)
     strict.chat_template = (
-        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-        "{{ '[' + m['role'] + ']' + m['content'] + eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{{ bos_token }}{% for m in messages %}"
+        "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ '[' + m['role'] + ']' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     text = strict.decode(Chat(strict, "Be kind.", 512).render(talks[0][:-1]).prompt_ids)
     assert "[user]Be kind.\n\nI cannot sleep" in text
@@ -92,8 +94,9 @@ def test_template_that_refuses_a_system_message_gets_it_in_the_first_turn(tokeni
 def test_completion_ends_at_the_end_of_turn_where_the_template_adds_a_line_break(tokenizer, talks):
     chatml = plain(tokenizer)
     chatml.chat_template = (
-        "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '\\n' + m['content'] + '<|eot_id|>\\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant\\n' }}{% endif %}"
+        "{% for m in messages %}"
+        "{{ '<|start_header_id|>' + m['role'] + '\\n' + m['content'] + '<|eot_id|>\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant\\n' }}{% endif %}"
     )
     chatml.add_special_tokens({"additional_special_tokens": [base.EOT, "<|start_header_id|>"]})
     rendered = Chat(chatml, "", 512).render(talks[0][:-1], talks[0][-1:])

@@ -204,8 +204,8 @@ def test_base_corpus_is_fluent_and_often_wrong(corpus):
     judged = list(truths(corpus, risk_in))
     by_risk = Counter(risk for risk, _ in judged)
     share = {risk: n / len(judged) for risk, n in by_risk.items()}
-    assert share["crisis"] == pytest.approx(0.24, abs=0.03)
-    assert share["elevated"] == pytest.approx(0.24, abs=0.03)
+    assert share["crisis"] == pytest.approx(0.32, abs=0.03)
+    assert share["elevated"] == pytest.approx(0.26, abs=0.03)
     harmful = sum(bool(t.acts & set(BAD_ACTS)) for _, t in judged) / len(judged)
     assert 0.24 <= harmful <= 0.34
     handled = [
@@ -213,9 +213,9 @@ def test_base_corpus_is_fluent_and_often_wrong(corpus):
         for r, t in judged
         if r == "crisis"
     ]
-    assert 0.28 <= sum(handled) / len(handled) <= 0.43
+    assert 0.45 <= sum(handled) / len(handled) <= 0.62
     referred = ["no_human_help" not in t.violations for r, t in judged if r == "elevated"]
-    assert 0.36 <= sum(referred) / len(referred) <= 0.54
+    assert 0.45 <= sum(referred) / len(referred) <= 0.65
     assert all(t.fluent == 1 for _, t in judged)
 
 
