@@ -63,7 +63,9 @@ def read_answers(path: Path) -> dict[str, tuple[Prompt, list[Answer]]]:
         UserError: The file is missing, or a line lacks one of those fields.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; --data names a file of answers with upvotes (JSONL)")
+        raise UserError(
+            f"{path} does not exist; --data names a file of answers with upvotes (JSONL)"
+        )
     grouped: dict[str, tuple[Prompt, list[Answer]]] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -97,8 +99,7 @@ def length_matched(pairs: Iterable[Pair], within: float) -> list[Pair]:
     return [
         p
         for p in pairs
-        if max(p.better.words, p.worse.words)
-        <= (1 + within) * min(p.better.words, p.worse.words)
+        if max(p.better.words, p.worse.words) <= (1 + within) * min(p.better.words, p.worse.words)
     ]
 
 
@@ -134,10 +135,7 @@ def clustered(scored: Sequence[tuple[str, float]], seed: int = 0) -> Share:
 def pair_accuracy(pairs: Iterable[Pair], score: Callable[[Answer], float]) -> Share:
     """Return how often the upvoted answer scores higher (a tie counts half), by question."""
     return clustered(
-        [
-            (p.question, 0.5 + 0.5 * _sign(score(p.better) - score(p.worse)))
-            for p in pairs
-        ]
+        [(p.question, 0.5 + 0.5 * _sign(score(p.better) - score(p.worse))) for p in pairs]
     )
 
 

@@ -72,7 +72,7 @@ def _echo(message: Reading, reply: Reading) -> float:
         for word in part.words
     )
     shared = said & message.stems
-    return len(shared) + 0.5 * len((reply.topics & message.topics))
+    return len(shared) + 0.5 * len(reply.topics & message.topics)
 
 
 def _asks(message: Reading, reply: Reading) -> tuple[int, int]:
@@ -105,11 +105,13 @@ def _empathy(message: Reading, reply: Reading, fluent: Fluency) -> Grade:
 
 def _relevance(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) -> Grade:
     topics = set(message.topics)
-    if risk == "crisis":
-        topics.add("danger")
     shared = topics & reply.topics
     words = message.stems & reply.stems
     covered = len(shared) / min(4, len(topics)) if topics else 0.5
+    if risk == "crisis":  # the danger is the concern, whatever words it came in
+        covered = 0.25 * min(1.0, covered) + 0.75 * _some(
+            reply.kinds("name_danger", "ask_danger", "crisis_line", "emergency"), 1.0
+        )
     telling = {item.sentence for item in reply.found if item.family not in ("order", "vague")}
     own = {
         n
@@ -126,7 +128,11 @@ def _relevance(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) ->
         "keeps to the concern": (0.15, touching / len(reply.sentences)),
         "says nothing beside the point": (0.15, len(own) / len(reply.sentences)),
     }
-    bad = {"speaks of something else": 0.25} if topics and not shared and not words else {}
+    bad = (
+        {"speaks of something else": 0.25}
+        if topics and not shared and not words and covered < 0.5
+        else {}
+    )
     return _grade(good, bad, fluent.factor)
 
 
@@ -189,7 +195,7 @@ def _clarity(reply: Reading, fluent: Fluency) -> Grade:
     calm = min(1.0, (_LONGEST / reply.words) ** 0.5)
     empty = sum(n not in {i.sentence for i in reply.found} for n in range(len(lengths)))
     good = {
-        "sentence length": (0.25, math.exp(-(max(0.0, mean - 17, 7 - mean) / 12) ** 2)),
+        "sentence length": (0.25, math.exp(-((max(0.0, mean - 17, 7 - mean) / 12) ** 2))),
         "no endless sentence": (0.15, min(1.0, 40 / longest)),
         "length": (0.2, enough * calm),
         "says nothing twice": (0.2, 1 - min(1.0, 5 * max(0.0, fluent.repeated - 0.03))),

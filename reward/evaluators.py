@@ -1,12 +1,15 @@
-"""Which evaluator a recipe means."""
+"""Which evaluator a recipe means, and the embedded one's rule on what may be learned from."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from reward.evaluator import Evaluator
 from reward.offline import EmbeddedEvaluator
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
+from sft.candidates import Candidate
+from sft.data import Demonstration, Prompt
 from sft.files import UserError
 
 
@@ -28,3 +31,39 @@ def make_evaluator(
     if model is None:
         raise UserError("evaluator openai needs the name of a model")
     return OpenAIEvaluator(load_rubric(path), model=model, base_url=base_url)
+
+
+def why_unsafe(row: Demonstration) -> str | None:
+    """Why a demonstration's answer fails the safety flow for what was asked; None = it passes.
+
+    The violated questions of the project's rubric by name, or why the answer has no verdict.
+    """
+    prompt = Prompt(row.prompt_id, row.prompt, "demonstration", row.topic, "none", "train")
+    answer = Candidate(
+        id=row.prompt_id,
+        prompt_id=row.prompt_id,
+        text=row.completion[0]["content"],
+        model="demonstration",
+        temperature=0.0,
+        top_p=1.0,
+        seed=0,
+        stop="eos",
+    )
+    verdict = _embedded().assess(prompt, [answer])[0]
+    if verdict.unscored is not None:
+        return verdict.unscored
+    if verdict.safe:
+        return None
+    return ", ".join(name for name in verdict.flags if name in _deciding())
+
+
+@cache
+def _embedded() -> EmbeddedEvaluator:
+    return EmbeddedEvaluator()
+
+
+@cache
+def _deciding() -> frozenset[str]:
+    """The questions of the safety flow whose wrong answer makes a reply unsafe."""
+    items = load_rubric(DEFAULT_RUBRIC).safety.items()
+    return frozenset(name for name, item in items if item.verdict == "unsafe")

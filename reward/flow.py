@@ -54,14 +54,18 @@ def _forced_referral(message: Reading, reply: Reading) -> bool:
 
 
 _DISORDERS = frozenset(
-    ("bipolar", "ocd", "adhd", "ptsd", "bpd", "depression", "depressed", "autism", "autistic")
-    + ("anorexia", "bulimia", "schizophrenia", "psychosis", "disorder", "alcoholic", "anxiety")
-    + ("insomnia", "panic", "borderline", "postpartum", "manic")
+    (
+        *("bipolar", "ocd", "adhd", "ptsd", "bpd", "depression", "depressed", "autism", "autistic"),
+        *("anorexia", "bulimia", "schizophrenia", "psychosis", "disorder", "alcoholic", "anxiety"),
+        *("insomnia", "panic", "borderline", "postpartum", "manic"),
+    )
 )
 _CERTAIN = frozenset(("clearly", "definitely", "obviously", "certainly", "textbook", "diagnosis"))
 _SUICIDE = frozenset(
-    ("suicide", "suicidal", "kill", "killing", "die", "dying", "ending", "hurting", "overdose")
-    + ("harming", "harm", "hurt")
+    (
+        *("suicide", "suicidal", "kill", "killing", "die", "dying", "ending", "overdose"),
+        *("hurting", "harming", "harm", "hurt"),
+    )
 )
 
 CHECKS: dict[str, Check] = {

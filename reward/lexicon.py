@@ -53,6 +53,7 @@ def lines(block: str) -> list[str]:
     return [line for line in stripped if line]
 
 
+@cache
 def load_asset(name: str) -> dict[str, dict[str, str]]:
     """Return the sections of `assets/<name>.yaml`, each a mapping of names to text blocks."""
     with (ASSETS / f"{name}.yaml").open(encoding="utf-8") as file:

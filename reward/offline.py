@@ -6,7 +6,6 @@ is measured by `scripts/bench_evaluator.py`. Its patterns are in `reward/assets/
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from reward.criteria import Grade, grade_reply
 from reward.evaluator import Assessment
@@ -16,11 +15,9 @@ from reward.injection import judge_directed
 from reward.reading import Reading, read
 from reward.risk import Risk, message_risk, worse
 from reward.rubric import DEFAULT_RUBRIC, Rubric, load_rubric
+from sft.candidates import Candidate
+from sft.data import Prompt
 from sft.files import UserError
-
-if TYPE_CHECKING:  # generate imports torch, which a judge of text does not need
-    from sft.data import Prompt
-    from sft.generate import Candidate
 
 _GRADED = frozenset(("empathy", "relevance", "helpfulness", "clarity", "autonomy"))
 _NOTES = ("moralising", "toxic_positivity", "minimising", "refusal")
@@ -53,7 +50,7 @@ class EmbeddedEvaluator:
             raise UserError(f"{rubric}: no criterion with a weight among {', '.join(_GRADED)}")
         self.rubric = self._rubric.id
 
-    def assess(self, prompt: "Prompt", candidates: Sequence["Candidate"]) -> list[Assessment]:
+    def assess(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Assessment]:
         """Judge candidates of one prompt; see `reward.evaluator.Evaluator`."""
         said = "\n".join(m["content"] for m in prompt.messages if m["role"] == "user")
         risk = worse(prompt.risk, message_risk(prompt.messages).risk)
@@ -62,7 +59,7 @@ class EmbeddedEvaluator:
         return [self._assess(message, risk, candidate, spoiled) for candidate in candidates]
 
     def _assess(
-        self, message: Reading, risk: Risk, candidate: "Candidate", spoiled: bool
+        self, message: Reading, risk: Risk, candidate: Candidate, spoiled: bool
     ) -> Assessment:
         reply = read(candidate.text)
         if spoiled or judge_directed(candidate.text):
@@ -90,7 +87,7 @@ class EmbeddedEvaluator:
             cost=0.0,
         )
 
-    def _unscored(self, candidate: "Candidate", reason: str) -> Assessment:
+    def _unscored(self, candidate: Candidate, reason: str) -> Assessment:
         return Assessment(
             candidate_id=candidate.id,
             prompt_id=candidate.prompt_id,

@@ -8,8 +8,10 @@ from reward.lexicon import Hit, load_asset, matcher
 from reward.text import Sentence, sentences, stem
 
 _NEGATIONS = frozenset(
-    ("not", "never", "without", "nor", "neither", "rather", "instead", "cannot", "nobody", "avoid")
-    + ("whether", "no", "unable", "than", "none")
+    (
+        *("not", "never", "without", "nor", "neither", "rather", "instead", "cannot", "nobody"),
+        *("avoid", "whether", "no", "unable", "than", "none"),
+    )
 )
 # "Not only", "no matter": negations that deny nothing of what follows.
 _EMPTY_NEGATIONS = frozenset((("not", "only"), ("no", "matter"), ("no", "wonder")))
@@ -20,9 +22,6 @@ _REPORTED = {
     "diagnosis": frozenset(("if", "asked", "wonder", "wondering")),
 }
 _REACH = 6  # words that a negation reaches ahead, within its clause
-_HEALTH = frozenset(
-    "doctor gp pharmacist prescriber psychiatrist prescribed nurse physician clinician".split()
-)
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,10 @@ def _denied(hit: Hit, sentence: Sentence) -> bool:
             return True
         if words[at] in reported:
             return True
-    return hit.family == "medication" and not _HEALTH.isdisjoint(words[: hit.start])
+    if hit.family != "medication":
+        return False
+    prescribers = load_asset("english")["words"]["prescribers"].split()
+    return not set(prescribers).isdisjoint(words[: hit.start])
 
 
 @lru_cache(maxsize=16384)

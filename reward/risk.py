@@ -9,6 +9,7 @@ one is taken: a missed crisis costs more than a caring question too many.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from reward.lexicon import Hit, matcher
@@ -18,16 +19,49 @@ Risk = Literal["none", "elevated", "crisis"]
 LEVELS: tuple[Risk, ...] = ("none", "elevated", "crisis")
 
 _CRISIS = frozenset(
-    ("explicit", "burden_gone", "not_be", "no_point", "goodbye", "plan_means", "danger_now")
-    + ("self_harm", "mortal")
+    (
+        *("explicit", "burden_gone", "not_be", "no_point", "goodbye", "plan_means", "danger_now"),
+        *("self_harm", "mortal"),
+    )
 )
+# Families whose patterns are whole statements: an idiom inside one is part of it.
+_LONG = frozenset(("burden_gone", "not_be", "no_point", "goodbye", "plan_means"))
 _ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
 # Said of a third person these are still told of a third person only; the others have "me" in them.
 _OF_ANYONE = _CRISIS - {"burden_gone", "danger_now"}
 _SELF = frozenset(("i", "me", "myself", "my"))
-_PRESENT = frozenset(["now", "again", "still", "lately", "currently", "today", "tonight", "recently", "back", "started"])
+_PRESENT = frozenset(
+    [
+        "now",
+        "again",
+        "still",
+        "lately",
+        "currently",
+        "today",
+        "tonight",
+        "recently",
+        "back",
+        "started",
+    ]
+)
 _BASE_VERBS = frozenset(["want", "wish", "hope", "feel", "need", "plan", "think", "should"])
-_PLURAL = frozenset(["they", "people", "who", "kids", "friends", "parents", "others", "to", "does", "did", "not", "may", "might"])
+_PLURAL = frozenset(
+    [
+        "they",
+        "people",
+        "who",
+        "kids",
+        "friends",
+        "parents",
+        "others",
+        "to",
+        "does",
+        "did",
+        "not",
+        "may",
+        "might",
+    ]
+)
 _ON_PURPOSE = frozenset(("purpose", "deliberately", "intentionally"))
 _MASK = "#"  # no canonical word, so patterns do not run through it except by a gap
 
@@ -78,10 +112,7 @@ def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
 
 
 def _sentence_cues(sentence: Sentence) -> list[tuple[Risk, str]]:
-    words = list(sentence.words)
-    for hit in matcher("risk").find(words):
-        if hit.family == "idiom" and _ON_PURPOSE.isdisjoint(words):
-            words[hit.start : hit.end] = [_MASK] * (hit.end - hit.start)
+    words = _without_idioms(sentence.words)
     hits = _find(words, sentence.breaks)
     context = {hit.family for hit in hits}
     if "laughing" in context or "mundane" in context:
@@ -96,12 +127,27 @@ def _sentence_cues(sentence: Sentence) -> list[tuple[Risk, str]]:
     return found
 
 
+def _without_idioms(words: Sequence[str]) -> list[str]:
+    """Blank out everyday idioms, except inside a longer wording of danger."""
+    plain = list(words)
+    if not _ON_PURPOSE.isdisjoint(words):
+        return plain
+    hits = matcher("risk").find(words)
+    for idiom in hits:
+        inside = any(
+            h.family in _LONG and h.start < idiom.start and h.end >= idiom.end for h in hits
+        )
+        if idiom.family == "idiom" and not inside:
+            plain[idiom.start : idiom.end] = [_MASK] * (idiom.end - idiom.start)
+    return plain
+
+
 def _find(words: Sequence[str], breaks: frozenset[int]) -> list[Hit]:
     """Find cues in the sentence, and in each clause, whose end counts as an end too."""
     hits = matcher("risk").find(words)
     edges = [0, *sorted(breaks), len(words)]
     if len(edges) > 2:
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             hits += [
                 replace(hit, start=hit.start + start, end=hit.end + start)
                 for hit in matcher("risk").find(words[start:end])
@@ -149,9 +195,7 @@ def _of_other(hit: Hit, words: Sequence[str]) -> bool:
     """Whether the cue's nearest subject is somebody else."""
     if hit.family not in _OF_ANYONE or _SELF.intersection(words[hit.start : hit.end]):
         return False
-    if words[hit.start] in _BASE_VERBS and (
-        hit.start == 0 or words[hit.start - 1] not in _PLURAL
-    ):
+    if words[hit.start] in _BASE_VERBS and (hit.start == 0 or words[hit.start - 1] not in _PLURAL):
         return False
     for word in reversed(words[: hit.start]):
         if word in _SELF - {"my"}:

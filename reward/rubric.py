@@ -34,7 +34,9 @@ class Criterion(_Part):
     @model_validator(mode="after")
     def _every_grade(self) -> "Criterion":
         if sorted(self.anchors) != list(GRADES):
-            raise ValueError(f"anchors are needed for the grades 1 to 5, found {list(self.anchors)}")
+            raise ValueError(
+                f"anchors are needed for the grades 1 to 5, found {list(self.anchors)}"
+            )
         return self
 
 
@@ -93,7 +95,9 @@ def load_rubric(path: Path = DEFAULT_RUBRIC) -> Rubric:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"rubric {path} does not exist; the default is configs/rubric.yaml") from None
+        raise UserError(
+            f"rubric {path} does not exist; the default is configs/rubric.yaml"
+        ) from None
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
@@ -102,12 +106,13 @@ def load_rubric(path: Path = DEFAULT_RUBRIC) -> Rubric:
     try:
         return Rubric.model_validate(content)
     except ValidationError as error:
-        mistakes = [
-            f"{path}:{_line(tree, problem['loc'])}: {'.'.join(map(str, problem['loc'])) or 'file'}: "
-            f"{problem['msg']}"
-            for problem in error.errors()
-        ]
-        raise UserError("\n".join([f"{len(mistakes)} mistakes in the rubric:", *mistakes])) from None
+        mistakes = []
+        for problem in error.errors():
+            field = ".".join(map(str, problem["loc"])) or "file"
+            mistakes.append(f"{path}:{_line(tree, problem['loc'])}: {field}: {problem['msg']}")
+        raise UserError(
+            "\n".join([f"{len(mistakes)} mistakes in the rubric:", *mistakes])
+        ) from None
 
 
 def _line(node: yaml.Node | None, field: tuple[int | str, ...]) -> int:

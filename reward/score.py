@@ -27,8 +27,9 @@ def score(
         prompts: the prompts that the candidates answer.
         candidates: replies, grouped or not.
         advance: called with the number of candidates finished, for a progress line.
-        partial: file that grows with the verdicts, so that a stopped run asks nothing twice;
-            verdicts in it by another evaluator or rubric do not count.
+        partial: file that grows with the verdicts, so that a stopped run pays nothing twice;
+            verdicts in it by another evaluator or rubric do not count, and what it has without a
+            score is asked again, because the cause may be mended.
 
     Raises:
         StorageError: the disk is full.
@@ -57,7 +58,9 @@ def _earlier(partial: Path, evaluator: Evaluator) -> dict[str, Assessment]:
     partial.write_text(whole + "\n" if whole else "", encoding="utf-8")
     rows = read_rows(partial, Assessment) if whole else []
     same = (evaluator.name, evaluator.rubric)
-    return {row.candidate_id: row for row in rows if (row.evaluator, row.rubric) == same}
+    return {
+        row.candidate_id: row for row in rows if row.scored and (row.evaluator, row.rubric) == same
+    }
 
 
 def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:

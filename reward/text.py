@@ -44,7 +44,23 @@ _SHORT = {
 }  # fmt: skip
 _TAIL = {"'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would"}
 # After these words 's is "is"; after any other it marks possession and is dropped.
-_IS_AFTER = frozenset(["he", "she", "it", "that", "there", "here", "what", "who", "how", "where", "when", "this", "everything"])
+_IS_AFTER = frozenset(
+    [
+        "he",
+        "she",
+        "it",
+        "that",
+        "there",
+        "here",
+        "what",
+        "who",
+        "how",
+        "where",
+        "when",
+        "this",
+        "everything",
+    ]
+)
 # Words worth correcting: a misspelt "suicidal" must not hide. None of the corrections within one
 # edit is itself an English word that people use.
 _KEY_WORDS = (
@@ -52,8 +68,12 @@ _KEY_WORDS = (
     "disappear", "existing", "hopeless", "worthless", "therapist", "emergency", "helpline",
     "goodbye", "tonight", "anymore", "depressed", "anxious",
 )  # fmt: skip
-_REAL = frozenset(("overdosed", "suicides", "filling", "billing", "milling", "tilling", "willing",
-                   "therapists", "helplines", "disappears", "overdoses", "exiting", "goodbyes"))  # fmt: skip
+_REAL = frozenset(
+    (
+        *("overdosed", "suicides", "filling", "billing", "milling", "tilling", "willing"),
+        *("therapists", "helplines", "disappears", "overdoses", "exiting", "goodbyes"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -154,8 +174,10 @@ def stem(word: str) -> str:
         ("edly", 3, ""), ("ied", 2, "y"), ("ies", 2, "y"), ("ily", 3, "y"), ("ed", 3, ""),
         ("ly", 4, ""), ("sses", 1, "ss"), ("es", 3, "e"), ("s", 3, ""),
     ):  # fmt: skip
-        if word.endswith(ending) and len(word) - len(ending) >= least and not (
-            ending == "s" and word.endswith(("ss", "us", "is"))
+        if (
+            word.endswith(ending)
+            and len(word) - len(ending) >= least
+            and not (ending == "s" and word.endswith(("ss", "us", "is")))
         ):
             word = word[: -len(ending)] + put
             break

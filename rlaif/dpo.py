@@ -118,6 +118,23 @@ def check_start(trainer: DPOTrainer) -> Start:
     return Start(loss, largest)
 
 
+def dpo_options(recipe: Recipe, precision: models.Precision, folder: Path) -> dict[str, Any]:
+    """Arguments of TRL's `DPOConfig` by the recipe.
+
+    Raises:
+        UserError: a `trainer:` field that `DPOConfig` does not have.
+    """
+    section = recipe.dpo
+    return trainer_options(section, recipe, precision, folder, DPOConfig) | {
+        "beta": section.beta,
+        "loss_type": section.loss_type,
+        "loss_weights": section.loss_weights,
+        "ld_alpha": section.ld_alpha,
+        "label_smoothing": section.label_smoothing,
+        "precompute_ref_log_probs": section.precompute_ref_log_probs,
+    }
+
+
 def train_dpo(
     recipe: Recipe, pairs: Sequence[Pair], start: Path | None, stage: Stage
 ) -> dict[str, Any]:
@@ -153,18 +170,9 @@ def train_dpo(
         else models.new_adapter(base, recipe.model)
     )
     reporter = Reporter(stage, "dpo")
-    options = trainer_options(section, recipe, precision, stage.folder, DPOConfig)
-    options |= {
-        "beta": section.beta,
-        "loss_type": section.loss_type,
-        "loss_weights": section.loss_weights,
-        "ld_alpha": section.ld_alpha,
-        "label_smoothing": section.label_smoothing,
-        "precompute_ref_log_probs": section.precompute_ref_log_probs,
-    }
     trainer = _Trainer(
         model=model,
-        args=DPOConfig(**options),
+        args=DPOConfig(**dpo_options(recipe, precision, stage.folder)),
         train_dataset=Dataset.from_list(encoded.rows),
         processing_class=tokenizer,
         callbacks=[reporter],

@@ -1,5 +1,4 @@
-"""The whole main job in one process: all stages of a recipe, all rounds, then the proof and the
-export.
+"""The whole main job in one process: all stages and rounds of a recipe, then proof and export.
 
     python scripts/align.py --config configs/quickstart.yaml
     accelerate launch scripts/align.py --config configs/llama3-8b-multi-gpu.yaml
@@ -35,10 +34,8 @@ def main(argv: list[str]) -> None:
     for number, (name, module, round) in enumerate(steps, 1):
         elapsed = time.monotonic() - started
         if runs.is_main():
-            print(
-                f"\n[{number}/{len(steps)}] {name}, round {round} ({elapsed:.0f} s so far)",
-                flush=True,
-            )
+            done = f"[{number}/{len(steps)}] {name}, round {round} ({elapsed:.0f} s so far)"
+            print(f"\n{done}", flush=True)
         module.main([*argv, "--round", str(round)])
 
 

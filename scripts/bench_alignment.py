@@ -1,5 +1,4 @@
-"""The alignment figures: the whole main job for several seeds, judged by the practice clinic's
-truth.
+"""The alignment figures: the whole main job for several seeds, judged by the clinic's truth.
 
     python scripts/bench_alignment.py --seeds 3407,1,2
 
@@ -9,7 +8,7 @@ are the same for all, so intervals draw prompts, each with its replies of every 
 """
 
 import argparse
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import align
@@ -20,45 +19,38 @@ from rlaif.report import table
 from rlaif.results import JudgedReply
 from rlaif.safety import Gate
 from sft import runs
-from sft.files import write_json
-
-Rows = tuple[list[JudgedReply], list[JudgedReply], list[float | None]]
+from sft.files import read_json, read_rows, write_json
 
 
-def read_run(folder: Path) -> Rows:
-    """Judged replies of both sides and the preferences of one run."""
-    sides: Rows = ([], [], [])
-    with (folder / "samples.jsonl").open(encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            for side, name in zip(sides[:2], ("policy", "baseline"), strict=True):
-                side.append(
-                    JudgedReply(**row[name] | {"violations": tuple(row[name]["violations"])})
-                )
-            sides[2].append(row["preference"])
-    return sides
+@dataclass(frozen=True)
+class Sample:
+    """One line of a run's `samples.jsonl`."""
+
+    policy: JudgedReply
+    baseline: JudgedReply
+    preference: float | None
 
 
 def main() -> None:
     """Run the seeds and pool their replies."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.yaml", help="recipe of the runs")
     parser.add_argument("--seeds", default="3407,1,2", help="comma-separated seeds")
     args, settings = parser.parse_known_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    pooled: Rows = ([], [], [])
+    pooled: list[Sample] = []
     each = []
     for seed in seeds:
         name = f"bench-seed-{seed}"
         flags = ["--run", name, "--seed", str(seed), "--export.force", "true", *settings]
         align.main(["--config", args.config, *flags])
-        for all_rows, rows in zip(
-            pooled, read_run(Path("runs") / name / "evaluation"), strict=True
-        ):
-            all_rows.extend(rows)  # type: ignore[arg-type]
-        report = json.loads((Path("runs") / name / "evaluation" / "report.json").read_text())
-        each.append({"seed": seed, "measures": report["measures"]})
+        folder = Path("runs") / name / "evaluation"
+        pooled += read_rows(folder / "samples.jsonl", Sample)
+        each.append({"seed": seed, "measures": read_json(folder / "report.json")["measures"]})
     report = build_report(
-        *pooled,
+        [row.policy for row in pooled],
+        [row.baseline for row in pooled],
+        [row.preference for row in pooled],
         policy=f"{len(seeds)} seeds",
         baseline=f"SFT of the same {len(seeds)} seeds",
         policy_hash="pooled",

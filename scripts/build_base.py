@@ -1,10 +1,9 @@
-"""Make the embedded base model: tokenizer and small Llama from the practice clinic, reproducible
-from a seed.
+"""Make the embedded base model from the practice clinic: a tokenizer and a small Llama.
 
     python scripts/build_base.py --seed 1 --out sft/assets/base
 
-Takes about ten minutes on two cores. Not here: SFT (`finetune.py`); the base has read good and bad
-counsellors alike.
+Reproducible from its seed. Takes about ten minutes on two cores. Not here: SFT (`finetune.py`); the
+base has read good and bad counsellors alike.
 """
 
 import argparse
@@ -47,9 +46,11 @@ def main() -> None:
     tokenizer = base.train_tokenizer([*corpus, *plain], shape)
     model, losses = base.pretrain(corpus, tokenizer, shape, args.seed)
     base.save(model, tokenizer, args.out)
+    parameters = sum(p.numel() for p in model.parameters())
     manifest = {
-        "command": f"python scripts/build_base.py --seed {args.seed} --conversations {args.conversations} --epochs {args.epochs}",
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "command": f"python scripts/build_base.py --seed {args.seed} "
+        f"--conversations {args.conversations} --epochs {args.epochs}",
+        "parameters": parameters,
         "shape": vars(shape),
         "seconds": round(time.monotonic() - started),
         "loss_by_tenth": [round(loss, 4) for loss in losses],
@@ -59,9 +60,8 @@ def main() -> None:
         },
     }
     write_json(args.out / "manifest.json", manifest)
-    print(
-        f"{manifest['parameters'] / 1e6:.2f} M parameters, loss {losses[0]:.2f} -> {losses[-1]:.2f}: {args.out}"
-    )
+    figures = f"{parameters / 1e6:.2f} M parameters, loss {losses[0]:.2f} -> {losses[-1]:.2f}"
+    print(f"{figures}: {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Policy stage: DPO on preference pairs, from a copy of the newest adapter, with that adapter as
-the reference.
+"""Policy stage: DPO on preference pairs, from a copy of the newest adapter, which is the reference.
 
     accelerate launch scripts/dpo.py --config configs/llama3-8b-t4.yaml --beta 0.2
     torchrun --nproc_per_node 2 scripts/dpo.py --config configs/quickstart.yaml --use_cpu
@@ -27,14 +26,12 @@ def main(argv: list[str]) -> None:
         if stage.reused:
             return
         pairs = read_rows(inputs["pairs"], Pair)
-        from rlaif.dpo import (
-            train_dpo,
-        )  # torch and TRL take seconds to import; mistakes are told before
+        # torch and TRL take seconds to import: mistakes are told before.
+        from rlaif.dpo import train_dpo
 
         summary = train_dpo(recipe, pairs, adapter, stage)
-        track.artifact(
-            stage.path("adapter"), "adapter-dpo", "model", uses={"pairs": inputs["pairs"]}
-        )
+        made_from = {"pairs": inputs["pairs"]}
+        track.artifact(stage.path("adapter"), "adapter-dpo", "model", uses=made_from)
         stage.finish(["adapter"], **summary)
 
 

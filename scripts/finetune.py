@@ -8,38 +8,40 @@ Not here: evaluation (`evaluate_policy.py`) and full-parameter training (adapter
 
 import sys
 
+from reward.evaluators import why_unsafe
 from reward.risk import message_risk
 from sft import config, lineage, material, runs
-from sft.files import write_rows
+from sft.files import write_json, write_rows
 from sft.tracking import tracker
+
+SETTINGS = (
+    *("seed", "use_cpu", "demonstrations", "prompts", "held_out", "held_out_share"),
+    *("model", "finetune"),
+)
 
 
 def main(argv: list[str]) -> None:
     """Run the stage with these command-line arguments."""
     recipe = config.load(argv, "finetune", __doc__ or "")
-    settings = recipe.settings(
-        "seed", "use_cpu", "demonstrations", "prompts", "held_out", "model", "finetune"
-    )
     inputs = material.files(recipe) | lineage.base_input(recipe)
+    settings = recipe.settings(*SETTINGS)
     opened = runs.open_stage(recipe, "finetune", config=settings, inputs=inputs)
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused:
             return
-        rows, left_out = material.demonstrations(
-            recipe, lambda messages: message_risk(messages).risk
-        )
-        stage.say(
-            f"{len(rows)} demonstrations; {left_out} left out because a held-out prompt says the same"
-        )
-        from sft.train import (
-            finetune,
-        )  # torch and TRL take seconds to import; mistakes are told before
+        lessons = material.demonstrations(recipe, lambda said: message_risk(said).risk, why_unsafe)
+        stage.say(f"demonstrations: {lessons.arithmetic}")
+        for reason, count in lessons.figures.get("dropped", {}).items():
+            stage.say(f"  dropped: {count} {reason}")
+        # torch and TRL take seconds to import: mistakes are told before.
+        from sft.train import finetune
 
-        summary = finetune(recipe, rows, stage)
+        summary = finetune(recipe, lessons.rows, stage)
         if stage.is_main:
-            write_rows(stage.path("demonstrations.jsonl"), rows)
+            write_rows(stage.path("demonstrations.jsonl"), lessons.rows)
+            write_json(stage.path("curation.json"), lessons.figures)
         track.artifact(stage.path("adapter"), "adapter-sft", "model", uses={})
-        stage.finish(["adapter", "demonstrations.jsonl"], **summary, overlapping_held_out=left_out)
+        stage.finish(["adapter", "demonstrations.jsonl", "curation.json"], **summary)
 
 
 if __name__ == "__main__":

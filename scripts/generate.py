@@ -15,8 +15,10 @@ from sft.files import UserError, write_rows
 from sft.tracking import tracker
 
 # What shapes the candidates; the prompts' file and the adapter are inputs.
-SETTINGS = ("seed", "use_cpu", "round", "prompts", "held_out", "held_out_share", "crisis_share")
-SETTINGS += ("elevated_share", "model", "generate")
+SETTINGS = (
+    *("seed", "use_cpu", "round", "prompts", "held_out", "held_out_share"),
+    *("crisis_share", "elevated_share", "model", "generate"),
+)
 
 
 def main(argv: list[str]) -> None:

@@ -1,5 +1,4 @@
-"""Pair stage: assessments in, preference pairs out, and the reason for every candidate that is in
-none.
+"""Pair stage: assessments in, preference pairs out, and why the other candidates are in none.
 
     python scripts/pair.py --config configs/quickstart.yaml --margin 0.1 --strategy best_worst
 
@@ -26,9 +25,8 @@ def main(argv: list[str]) -> None:
         "candidates": candidates / "candidates.jsonl",
         "assessments": runs.stage_folder(recipe, "scores", recipe.round) / "assessments.jsonl",
     }
-    opened = runs.open_stage(
-        recipe, "pairs", config=recipe.settings("pair"), inputs=inputs, round=recipe.round
-    )
+    settings = recipe.settings("pair")
+    opened = runs.open_stage(recipe, "pairs", config=settings, inputs=inputs, round=recipe.round)
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused or not stage.is_main:
             return
@@ -44,27 +42,18 @@ def main(argv: list[str]) -> None:
             listed = " + ".join(f"{n} {reason}" for reason, n in counts.most_common())
             stage.say(f"  {what}: {listed} = {sum(counts.values())}")
         if not result.pairs:
-            raise UserError(
-                f"no pair is left: see {stage.path('dropped.json')} for the reasons; try a smaller --margin"
-            )
+            why = stage.path("dropped.json")
+            raise UserError(f"no pair is left: {why} has the reasons; try a smaller --margin")
         write_rows(stage.path("pairs.jsonl"), result.pairs)
-        stage.log(
-            {
-                "pairs": len(result.pairs),
-                **{f"pairs/{rule}": n for rule, n in result.by_rule.items()},
-            }
-        )
+        by_rule = {f"pairs/{rule}": n for rule, n in result.by_rule.items()}
+        stage.log({"pairs": len(result.pairs), **by_rule})
         sides = [
             [p.chosen[0]["content"], p.rejected[0]["content"], p.margin, p.rule]
             for p in result.pairs[:100]
         ]
         track.table("pairs", ["chosen", "rejected", "margin", "rule"], sides)
-        track.artifact(
-            stage.path("pairs.jsonl"),
-            "pairs",
-            "dataset",
-            uses={"assessments": inputs["assessments"]},
-        )
+        made_from = {"assessments": inputs["assessments"]}
+        track.artifact(stage.path("pairs.jsonl"), "pairs", "dataset", uses=made_from)
         stage.finish(["pairs.jsonl", "dropped.json"], **result.report())
 
 

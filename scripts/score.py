@@ -1,12 +1,10 @@
-"""Score stage: the evaluator judges every candidate; a candidate it cannot judge is unscored, with
-a reason.
+"""Score stage: the evaluator gives every candidate a verdict, or the reason why there is none.
 
     python scripts/score.py --config configs/quickstart.yaml
-    OPENAI_API_KEY=... python scripts/score.py --config configs/llama3-8b-t4.yaml --evaluator openai
-    \\
-        --evaluator_model gpt-4o-mini --score.allow_remote true
+    python scripts/score.py --config configs/llama3-8b-t4.yaml --base_url http://localhost:8000/v1
 
-Not here: which candidates become pairs (`pair.py`): scoring may cost money, pairing is free.
+The key of a service comes from the environment (OPENAI_API_KEY) alone. Not here: which candidates
+become pairs (`pair.py`): scoring may cost money, pairing is free.
 """
 
 import sys
@@ -51,23 +49,17 @@ def main(argv: list[str]) -> None:
         counts = summary(assessments)
         stage.log(counts)
         stage.say(
-            f"{counts['candidates']:.0f} candidates judged by {evaluator.name} ({evaluator.rubric}): "
-            f"quality {counts['quality']:.2f}, unsafe {counts['unsafe_share']:.1%}, unscored {counts['unscored']:.0f}"
+            f"{counts['candidates']:.0f} candidates judged by {evaluator.name} "
+            f"({evaluator.rubric}): quality {counts['quality']:.2f}, "
+            f"unsafe {counts['unsafe_share']:.1%}, unscored {counts['unscored']:.0f}"
         )
         check_unscored(assessments, section.max_unscored)
-        track.table(
-            "assessments",
-            ["candidate_id", "critique"],
-            [[a.candidate_id, a.critique] for a in assessments[:100]],
-        )
-        track.artifact(
-            stage.path("assessments.jsonl"),
-            "assessments",
-            "dataset",
-            uses={"candidates": inputs["candidates"]},
-        )
-        stage.path(PARTIAL).unlink()
+        some = [[a.candidate_id, a.critique] for a in assessments[:100]]
+        track.table("assessments", ["candidate_id", "critique"], some)
+        made_from = {"candidates": inputs["candidates"]}
+        track.artifact(stage.path("assessments.jsonl"), "assessments", "dataset", uses=made_from)
         stage.finish(["assessments.jsonl"], **counts)
+        stage.path(PARTIAL).unlink()
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def system_prompt(name: str) -> str:
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> None:
-    """Give the tokenizer its template: llama3, plain, or "auto" = its own, plain where it has none."""
+    """Give the tokenizer its template: llama3, plain, or "auto" = its own, else plain."""
     if choice in TEMPLATES:
         tokenizer.chat_template = TEMPLATES[choice]
     elif not tokenizer.chat_template:

@@ -15,6 +15,7 @@ from sft.runs import stage_folder
 
 BASE_ITSELF = "none"
 EMBEDDED = Path(__file__).parent / "assets" / "base"
+HASHED_BYTES = 2**30  # a second or two to hash
 
 
 def model_source(name_or_path: str) -> str:
@@ -87,9 +88,10 @@ def _there(adapter: Path, script: str) -> Path:
 def base_input(recipe: Recipe) -> dict[str, Path]:
     """The base model as an input of a stage, where it is a folder.
 
-    Its configuration and weight index stand for it: hashing the weights of an 8B model would take
-    longer than some stages.
+    Of a large model its configuration and weight index stand for it: hashing the weights of an 8B
+    model would take longer than some stages.
     """
     folder = Path(model_source(recipe.model.name_or_path))
-    names = ("config.json", "model.safetensors.index.json")
-    return {f"base {name}": folder / name for name in names if (folder / name).is_file()}
+    names = ("config.json", "model.safetensors.index.json", "model.safetensors")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    return {f"base {path.name}": path for path in files if path.stat().st_size <= HASHED_BYTES}

@@ -1,20 +1,28 @@
-"""What a recipe's names mean: which prompts are trained on, which are held out, which
-demonstrations are learned from.
+"""What a recipe's names mean: prompts to train on, prompts held out, demonstrations to learn from.
 
 One place for all stages, so that training and proof cannot disagree about the split. The risk of a
-message is judged by a later package's rule, so it comes in as a required argument.
+message and the safety of an answer are judged by later packages' rules, so these come in as
+required arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sft import data, simulator
 from sft.config import Recipe
-from sft.curate import label_topic, project_demonstrations
+from sft.curate import (
+    WhyUnsafe,
+    filter_demonstrations,
+    label_topic,
+    project_demonstrations,
+)
+from sft.curate import report as curation_report
 from sft.data import Demonstration, Message, Prompt, Risk
+from sft.files import UserError
 
 CLINIC = "practice-clinic"
 CLINIC_PROMPTS = 400  # training prompts of a round where the recipe does not say
@@ -45,22 +53,27 @@ def training_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
         return [replace(person, risk=message_risk(person.messages)) for person in people]
     prompts = [p for p in _file_prompts(recipe, message_risk) if p.split == "train"]
     if recipe.held_out is not None:
-        prompts = data.without_overlap(prompts, held_out_prompts(recipe, message_risk))
+        prompts = data.without_overlap(prompts, _all_held_out(recipe, message_risk))
     return prompts[:n] if n else prompts
 
 
 def held_out_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
     """Prompts of the proof: never trained on, the same in every round."""
+    return _all_held_out(recipe, message_risk)[: recipe.evaluate.n_prompts]
+
+
+def _all_held_out(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
+    """What training keeps away from: more than the proof asks, so that it may ask more later."""
     section = recipe.evaluate
     if recipe.held_out is not None:
-        prompts = data.load_prompts(
+        return data.load_prompts(
             recipe.held_out,
             seed=recipe.seed,
             held_out_share=1.0,
             message_risk=message_risk,
             label_topic=label_topic,
         )
-    elif recipe.prompts == CLINIC:
+    if recipe.prompts == CLINIC:
         crisis = section.crisis_prompts / section.n_prompts
         return simulator.practice_prompts(
             "held_out",
@@ -69,26 +82,56 @@ def held_out_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
             crisis_share=crisis,
             elevated_share=(1 - crisis) / 3,
         )
-    else:
-        prompts = [p for p in _file_prompts(recipe, message_risk) if p.split == "held_out"]
-    return prompts[: section.n_prompts]
+    return [p for p in _file_prompts(recipe, message_risk) if p.split == "held_out"]
 
 
-def demonstrations(recipe: Recipe, message_risk: MessageRisk) -> tuple[list[Demonstration], int]:
-    """Demonstrations to learn from, and how many were left out because a held-out prompt says the
-    same.
+@dataclass(frozen=True)
+class Lessons:
+    """Demonstrations to learn from, and how they were chosen.
+
+    Attributes:
+        figures: the report of `sft.curate`, and how many rows were left out because a held-out
+            prompt says the same (`repeat_held_out`).
+        arithmetic: the counts in one line.
+    """
+
+    rows: list[Demonstration]
+    figures: dict[str, Any]
+    arithmetic: str
+
+
+def demonstrations(recipe: Recipe, message_risk: MessageRisk, why_unsafe: WhyUnsafe) -> Lessons:
+    """Demonstrations to learn from, without faulty ones and those that repeat a held-out prompt.
+
+    The practice clinic's are taken as they are: their flaws are what alignment has to mend.
+
+    Args:
+        recipe: names them.
+        message_risk: risk of a message.
+        why_unsafe: why a demonstration is unsafe; None where it is safe.
+
+    Raises:
+        UserError: they cannot be read, or none is left.
     """
     name, n = recipe.demonstrations, recipe.finetune.n_demonstrations
     if name == CLINIC:
         rows = simulator.practice_demonstrations(n or CLINIC_DEMONSTRATIONS, recipe.seed)
-    elif name == "project":
-        rows = project_demonstrations()
+        figures: dict[str, Any] = {"arithmetic": f"{len(rows)} of the practice clinic as they are"}
     else:
-        rows = data.load_demonstrations(name)
-    if name == CLINIC and recipe.prompts == CLINIC:
-        return rows, 0  # the clinic keeps its sides apart itself
-    kept = data.without_overlap(rows, held_out_prompts(recipe, message_risk))
-    return kept[:n] if n else kept, len(rows) - len(kept)
+        read = project_demonstrations() if name == "project" else data.load_demonstrations(name)
+        curated = filter_demonstrations(read, why_unsafe)
+        rows, figures = curated.kept, curation_report(read, curated)
+    # The clinic keeps its sides apart itself.
+    apart = name == CLINIC == recipe.prompts
+    kept = rows if apart else data.without_overlap(rows, _all_held_out(recipe, message_risk))
+    chosen = kept[:n] if n else kept
+    arithmetic = f"{figures['arithmetic']}; {len(rows)} - {len(rows) - len(kept)} that repeat a"
+    arithmetic += f" held-out prompt = {len(kept)}; {len(chosen)} used"
+    if not chosen:
+        reasons = ", ".join(f"{n} {why}" for why, n in figures.get("dropped", {}).items())
+        raise UserError(f"{name}: no demonstration is left ({arithmetic}): {reasons}")
+    figures |= {"repeat_held_out": len(rows) - len(kept), "used": len(chosen)}
+    return Lessons(chosen, figures, arithmetic)
 
 
 def files(recipe: Recipe) -> dict[str, Path]:

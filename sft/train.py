@@ -99,6 +99,7 @@ def trainer_options(
         "max_grad_norm": section.max_grad_norm,
         "optim": section.optim,
         "logging_steps": section.logging_steps,
+        "logging_first_step": True,  # a run shorter than logging_steps has a loss to tell, too
         "gradient_checkpointing": section.gradient_checkpointing,
         "bf16": precision.bf16,
         "fp16": precision.fp16,

@@ -96,7 +96,8 @@ def test_completion_ends_at_the_end_of_turn_where_the_template_adds_a_line_break
     chatml.chat_template = (
         "{% for m in messages %}"
         "{{ '<|start_header_id|>' + m['role'] + '\\n' + m['content'] + '<|eot_id|>\\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant\\n' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant\\n' }}{% endif %}"
     )
     chatml.add_special_tokens({"additional_special_tokens": [base.EOT, "<|start_header_id|>"]})
     rendered = Chat(chatml, "", 512).render(talks[0][:-1], talks[0][-1:])

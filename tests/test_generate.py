@@ -1,0 +1,176 @@
+"""Sampling: what a seed promises, what a batch may not change, and what is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sft import generate as generation
+from sft import model as models
+from sft.candidates import Sampling
+from sft.chat import Chat
+from sft.config import ModelSection, Recipe
+from sft.data import Prompt
+from sft.files import UserError
+
+SAMPLING = Sampling(k=3, temperature=1.0, top_p=1.0, max_new_tokens=12, batch_size=6, seed=5)
+SAID = (
+    "I cannot sleep.",
+    "My exams are near and I panic when I open a book.",
+    "I feel alone.",
+    "My sister moved away and I miss her every evening.",
+    "Work is too much.",
+    "I am tired all day.",
+    "Nobody calls.",
+)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    return [
+        Prompt(f"p{i}", [{"role": "user", "content": text}], "test", "sleep", "none", "train")
+        for i, text in enumerate(SAID)
+    ]
+
+
+@pytest.fixture(scope="module")
+def speaker(model_folders):
+    """A tiny model and its chat, as the stages load them."""
+    return speaker_of(model_folders["llama"])
+
+
+def speaker_of(folder, max_length: int = 200):
+    section = ModelSection(name_or_path=str(folder), dtype="float32", system_prompt="none")
+    speakers = models.load_speakers(section, {"policy": None}, use_cpu=True)
+    return speakers.model, Chat(speakers.tokenizer, "", max_length)
+
+
+def sample(speaker, prompts, sampling=SAMPLING, **options):
+    model, chat = speaker
+    options = {"model_name": "base", "advance": lambda n: None} | options
+    return generation.generate(model, chat, prompts, sampling, **options)
+
+
+def test_a_seed_gives_the_same_candidates_and_another_seed_others(speaker, prompts):
+    first, again = sample(speaker, prompts), sample(speaker, prompts)
+    assert first == again
+    other = sample(speaker, prompts, replace(SAMPLING, seed=6))
+    changed = sum(
+        a.text != b.text for a, b in zip(first.candidates, other.candidates, strict=True)
+    )
+    assert changed > len(first.candidates) / 2
+
+
+def test_k_candidates_a_prompt_in_the_order_of_the_prompts(speaker, prompts):
+    made = sample(speaker, prompts).candidates
+    assert [c.prompt_id for c in made] == [p.id for p in prompts for _ in range(SAMPLING.k)]
+    assert len({c.id for c in made}) == len(made)
+    assert {c.seed for c in made} == {5, 6, 7}
+    assert {(c.model, c.temperature, c.top_p) for c in made} == {("base", 1.0, 1.0)}
+    # More replies than a batch has rows: one prompt after the other.
+    one_by_one = sample(speaker, prompts, replace(SAMPLING, batch_size=1)).candidates
+    assert Counter(c.prompt_id for c in one_by_one) == Counter(c.prompt_id for c in made)
+
+
+def test_candidates_do_not_depend_on_the_order_of_the_prompts(speaker, prompts):
+    straight, turned = sample(speaker, prompts), sample(speaker, prompts[::-1])
+    assert [c.prompt_id for c in turned.candidates] != [c.prompt_id for c in straight.candidates]
+    assert set(turned.candidates) == set(straight.candidates)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_greedy_reply_does_not_depend_on_its_batch(model_folders, prompts, family):
+    speaker = speaker_of(model_folders[family])
+    greedy = replace(SAMPLING, k=1, temperature=0.0, batch_size=1)
+    alone = sample(speaker, prompts, greedy).candidates
+    together = sample(speaker, prompts, replace(greedy, batch_size=8)).candidates
+    assert [c.text for c in alone] == [c.text for c in together]
+
+
+def test_equal_replies_are_refused():
+    with pytest.raises(UserError, match="3 equal replies"):
+        replace(SAMPLING, temperature=0.0)
+
+
+def test_stop_says_whether_the_reply_ended_by_itself(speaker, prompts, monkeypatch):
+    model, chat = speaker
+    words = chat.tokenizer("You could rest.", add_special_tokens=False)["input_ids"]
+    pad = chat.tokenizer.pad_token_id
+    ended = [*words, chat.stop_id, *words, pad]  # what follows the end of the turn is not said
+    cut = [*words, *words, words[0], words[0]]
+
+    def scripted(input_ids, num_return_sequences, **_):
+        replies = torch.tensor([ended, cut] * (len(input_ids) * num_return_sequences // 2))
+        return torch.cat([input_ids.repeat_interleave(num_return_sequences, 0), replies], dim=1)
+
+    monkeypatch.setattr(model, "generate", scripted)
+    made = sample(speaker, prompts[:1], replace(SAMPLING, k=2))
+    assert [c.stop for c in made.candidates] == ["eos", "length"]
+    assert made.candidates[0].text == "You could rest."
+    assert made.candidates[1].text.startswith("You could rest.You could")
+    assert made.counts() == {
+        "prompts": 1, "candidates": 2, "too_long": 0, "shortened": 0, "cut_off": 1,
+    }  # fmt: skip
+
+
+def test_prompts_without_room_for_a_reply_are_reported_and_old_turns_are_counted(
+    model_folders, prompts
+):
+    speaker = speaker_of(model_folders["llama"], max_length=100)
+    long = replace(
+        prompts[0], id="long", messages=[{"role": "user", "content": "I worry. " * 40}]
+    )
+    turns = [
+        {"role": "user", "content": "I worry. " * 8},
+        {"role": "assistant", "content": "What about? " * 6},
+        {"role": "user", "content": "Work."},
+    ]
+    talk = replace(prompts[0], id="talk", messages=turns)
+    made = sample(speaker, [long, prompts[0], talk])
+    assert made.too_long == ["long"]
+    assert made.shortened == 1
+    assert {c.prompt_id for c in made.candidates} == {"p0", "talk"}
+    assert made.line(3).startswith("2 prompts x 3 = 6 candidates; 1 prompts too long, 1 lost")
+
+
+def test_no_room_for_any_reply_is_told_with_the_next_step(model_folders, prompts):
+    recipe = Recipe(
+        run="t",
+        use_cpu=True,
+        model={
+            "name_or_path": str(model_folders["llama"]),
+            "max_length": 16,
+            "system_prompt": "none",
+        },
+        generate={"max_new_tokens": 8},
+    )
+    sampling = replace(SAMPLING, max_new_tokens=8)
+    with pytest.raises(UserError, match=r"model\.max_length \(16\)"):
+        generation.replies_of(recipe, {"policy": None}, prompts, sampling)
+
+
+def test_processes_share_the_batches_and_miss_none(speaker, prompts, monkeypatch):
+    whole = sample(speaker, prompts)
+    parts = []
+    for index in range(2):
+        state = SimpleNamespace(process_index=index, num_processes=2)
+        monkeypatch.setattr(generation, "PartialState", lambda state=state: state)
+        monkeypatch.setattr(generation, "gather_object", lambda made: made)
+        parts.append(sample(speaker, prompts).candidates)
+    assert not set(parts[0]) & set(parts[1])
+    # Batches are seeded by their content, so it does not matter who samples which.
+    assert {*parts[0], *parts[1]} == set(whole.candidates)
+
+
+def test_progress_counts_the_prompts_and_the_model_is_left_as_it_was(speaker, prompts):
+    seen: list[int] = []
+    model, _ = speaker
+    model.train()
+    sample(speaker, prompts, advance=seen.append)
+    assert sum(seen) == len(prompts)
+    assert model.training
+    model.eval()
