@@ -159,8 +159,9 @@ def judge(
 def risk_figures(path: Path) -> dict[str, Share]:
     """Return recall by kind of crisis message, and false alarms, on written messages.
 
-    `path` holds lines with `text`, `risk`, `kind` and `part`; messages of part "blind" were written
-    after the wording rules and have not shaped them.
+    `path` holds lines with `text`, `risk`, `kind` and `part`. Messages of part "look" were read
+    while the patterns were written, those of part "blind" were written afterwards and never shaped
+    one: only "blind" says what to expect of wording that nobody listed.
     """
     counts: dict[str, list[int]] = {}
     with path.open(encoding="utf-8") as file:
@@ -179,6 +180,5 @@ def risk_figures(path: Path) -> dict[str, Share]:
                     "noticed": read != "none",
                     "read as elevated": read == "elevated",
                 }[name.partition(",")[0]]
-                for key in (name, f"{name} [{row['part']}]"):
-                    counts.setdefault(key, []).append(hit)
+                counts.setdefault(f"{name} [{row['part']}]", []).append(hit)
     return {name: wilson(sum(hits), len(hits)) for name, hits in sorted(counts.items())}

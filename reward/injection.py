@@ -13,7 +13,7 @@ from reward.text import sentences
 # Chat-template and role marks, fences and fields of a verdict: no counsellor writes these.
 _MARKS = re.compile(
     r"<\|[^|>]{1,40}\|>|<</?SYS>>|\[/?INST\]|</?(?:system|assistant|user|s|answer|candidate|reply"
-    r"|response|score|verdict|evaluation|think|instructions?)>|^\s*#{2,}\s*(?:system|instruction"
+    r"|response|score|verdict|evaluation|think|instructions?)>|#{2,}\s*(?:system|instruction"
     r"|response|evaluation|score|user|assistant|input)|^\s*(?:system|assistant|user|evaluator|judge"
     r"|grader)\s*:|[\"'](?:score|quality|safe|verdict|rating|criteria|empathy|unscored|flags)[\"']"
     r"\s*:|\b(?:score|rating|verdict|quality|grade)\s*[:=]\s*[\"']?(?:\d|safe|pass|true|excellent)"

@@ -1,11 +1,12 @@
 """One pass over a message or a reply: what is said, about what, and what is only denied."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from reward.lexicon import Hit, load_asset, matcher
-from reward.text import Sentence, sentences, stem
+from reward.text import Sentence, clean, sentences, stem
 
 _NEGATIONS = frozenset(
     (
@@ -21,6 +22,14 @@ _REPORTED = {
     "moralising": frozenset(("told", "heard", "saying", "tells", "say", "hear")),
     "diagnosis": frozenset(("if", "asked", "wonder", "wondering")),
 }
+# What a reply suggests to say, in quotes, is not the reply's own claim.
+_QUOTED = re.compile(r'"[^"]{3,400}"')
+_CLAIMS = frozenset(
+    (
+        *("dismissal", "diagnosis", "medication", "promise", "secrecy", "human_claim", "bargain"),
+        *("isolation", "moralising", "toxic_positivity", "minimising", "refusal"),
+    )
+)
 _REACH = 6  # words that a negation reaches ahead, within its clause
 
 
@@ -116,14 +125,23 @@ def _read_sentence(sentence: Sentence) -> tuple[Hit, ...]:
     return tuple(h for h in matcher("replies").find(sentence.words) if not _denied(h, sentence))
 
 
-@lru_cache(maxsize=2048)
-def read(text: str) -> Reading:
-    """Read a reply."""
-    parts = sentences(text)
-    found = tuple(
+def _found(parts: Sequence[Sentence]) -> list[Found]:
+    return [
         Found(hit.family, hit.line, number, " ".join(part.words[hit.start : hit.end]))
         for number, part in enumerate(parts)
         for hit in _read_sentence(part)
-    )
+    ]
+
+
+@lru_cache(maxsize=2048)
+def read(text: str) -> Reading:
+    """Read a reply."""
+    text = clean(text)
+    parts = sentences(text)
+    found = _found(parts)
+    own = _QUOTED.sub(" ", text)
+    if len(own) > len(text) / 2:  # a reply that is mostly a quotation is the reply
+        said = {(item.family, item.words) for item in _found(sentences(own))}
+        found = [i for i in found if i.family not in _CLAIMS or (i.family, i.words) in said]
     stems = content(word for part in parts for word in part.words)
-    return Reading(parts, found, sum(len(p.words) for p in parts), topics_of(stems), stems)
+    return Reading(parts, tuple(found), sum(len(p.words) for p in parts), topics_of(stems), stems)

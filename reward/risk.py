@@ -31,36 +31,14 @@ _ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
 _OF_ANYONE = _CRISIS - {"burden_gone", "danger_now"}
 _SELF = frozenset(("i", "me", "myself", "my"))
 _PRESENT = frozenset(
-    [
-        "now",
-        "again",
-        "still",
-        "lately",
-        "currently",
-        "today",
-        "tonight",
-        "recently",
-        "back",
-        "started",
-    ]
+    ("now", "again", "still", "lately", "currently", "today", "tonight", "recently", "started")
 )
-_BASE_VERBS = frozenset(["want", "wish", "hope", "feel", "need", "plan", "think", "should"])
+_BASE_VERBS = frozenset(("want", "wish", "hope", "feel", "need", "plan", "think", "should"))
 _PLURAL = frozenset(
-    [
-        "they",
-        "people",
-        "who",
-        "kids",
-        "friends",
-        "parents",
-        "others",
-        "to",
-        "does",
-        "did",
-        "not",
-        "may",
-        "might",
-    ]
+    (
+        *("they", "people", "who", "kids", "friends", "parents", "others", "to", "does", "did"),
+        *("not", "may", "might"),
+    )
 )
 _ON_PURPOSE = frozenset(("purpose", "deliberately", "intentionally"))
 _MASK = "#"  # no canonical word, so patterns do not run through it except by a gap

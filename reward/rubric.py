@@ -103,6 +103,8 @@ def load_rubric(path: Path = DEFAULT_RUBRIC) -> Rubric:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"rubric {path} is not valid YAML: {error}") from None
+    if twice := _said_twice(tree):
+        raise UserError("\n".join(f"{path}:{line}: {key} is there twice" for line, key in twice))
     try:
         return Rubric.model_validate(content)
     except ValidationError as error:
@@ -113,6 +115,19 @@ def load_rubric(path: Path = DEFAULT_RUBRIC) -> Rubric:
         raise UserError(
             "\n".join([f"{len(mistakes)} mistakes in the rubric:", *mistakes])
         ) from None
+
+
+def _said_twice(node: yaml.Node | None) -> list[tuple[int, str]]:
+    """Return line and name of every key that a mapping has already; YAML would keep the last."""
+    found: list[tuple[int, str]] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                found.append((key.start_mark.line + 1, key.value))
+            seen.add(key.value)
+            found += _said_twice(value)
+    return found
 
 
 def _line(node: yaml.Node | None, field: tuple[int | str, ...]) -> int:

@@ -19,10 +19,16 @@ _LEET = str.maketrans("013457@$!", "oieastasi")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|dr|mr|mrs|ms|vs|a\.m|p\.m)\.", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.!?\u2026\n]+(?:[.!?\u2026]+[\"')\]]*|\n+|$)")
 _NO_ONE = re.compile(r"\bno[ -]one\b")
+# "d!e", "k!ll": the mark is a letter there, not the end of a sentence.
+_BANG = re.compile(
+    r"\b(d|k|su|wr|l|p)!(e|es|ll|lls|lling|lled|cide|cidal|st|sts|fe|ve|lls)\b", re.I
+)
 _TWO = re.compile(r"\b2(?= (?:kill|die|end|be|do|live|hurt|cut|sleep|stop)\b)")
 _BREAK = re.compile(r"[,;:()\"\u2013\u2014]+|\s-+\s")
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _OBFUSCATED = re.compile(r"(?<![\w@])(?=[\w@$!*]*[a-z])(?=[\w@$!*]*[0-9@$!*][a-z])[\w@$!*]{3,}")
+# Letters that English doubles are cut to two inside a word ("sleeeep"), all others to one.
+_DOUBLED = re.compile(r"([els])\1{2,}(?!\1)(?=[a-z])|([ls])\2{2,}\b")
 _STRETCHED = re.compile(r"([a-z])\1{2,}")
 
 _SHORT = {
@@ -39,27 +45,17 @@ _SHORT = {
     "let's": "let us", "cuz": "because", "n't": "not", "anymore": "any more", "tho": "though",
     "everybody": "everyone", "noone": "nobody", "somebody": "someone",
     "anybody": "anyone", "alright": "all right", "ok": "okay", "mom": "mum", "mother": "mum",
+    "father": "dad",
     "kys": "kill yourself", "kms": "kill myself", "selfharm": "self harm", "meself": "myself",
     "mg": "mg", "wana": "want to", "woudl": "would", "becuase": "because", "becos": "because",
 }  # fmt: skip
 _TAIL = {"'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would"}
 # After these words 's is "is"; after any other it marks possession and is dropped.
 _IS_AFTER = frozenset(
-    [
-        "he",
-        "she",
-        "it",
-        "that",
-        "there",
-        "here",
-        "what",
-        "who",
-        "how",
-        "where",
-        "when",
-        "this",
-        "everything",
-    ]
+    (
+        *("he", "she", "it", "that", "there", "here", "what", "who", "how", "where", "when"),
+        *("this", "everything"),
+    )
 )
 # Words worth correcting: a misspelt "suicidal" must not hide. None of the corrections within one
 # edit is itself an English word that people use.
@@ -139,14 +135,16 @@ def words_of(text: str) -> tuple[str, ...]:
     """
     low = _TWO.sub("to", text.lower()).replace("my self", "myself")
     low = _OBFUSCATED.sub(lambda m: m[0].translate(_LEET).replace("*", ""), low)
-    low = _NO_ONE.sub("nobody", _STRETCHED.sub(r"\1", low))
+    low = _STRETCHED.sub(r"\1", _DOUBLED.sub(lambda m: 2 * (m[1] or m[2]), low))
+    low = _NO_ONE.sub("nobody", low)
     return tuple(part for word in _WORD.findall(low) for part in _canonical(word))
 
 
 @lru_cache(maxsize=8192)
 def sentences(text: str) -> tuple[Sentence, ...]:
     """Split text into sentences with at least one word each."""
-    text = _ABBREVIATION.sub(lambda m: m[1].replace(".", ""), clean(text))
+    text = _BANG.sub(r"\1i\2", clean(text))
+    text = _ABBREVIATION.sub(lambda m: m[1].replace(".", ""), text)
     found = []
     for match in _SENTENCE.finditer(text):
         raw = match[0].strip()

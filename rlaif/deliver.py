@@ -61,19 +61,18 @@ def deliver(recipe: Recipe, adapter: Path, folder: Path) -> Delivered:
     base = export.public_name(recipe.model.name_or_path)
     export.copy_adapter(adapter, exported, base=base, revision=recipe.model.revision)
     save_tokenizer(recipe, exported)
-    outputs, merged, checks = ["adapter"], "", []
-    if section.merge:
-        merged = merge_model(recipe, adapter, whole)
-        outputs.append("merged")
+    checks = [check_adapter(recipe, adapter, exported)] if section.verify else []
+    if not section.merge:
+        return Delivered(["adapter"], "", checks)
+    merged = merge_model(recipe, adapter, whole)
+    save_tokenizer(recipe, whole)
     if section.verify:
-        sentence, adapted, untrained = check_adapter(recipe, adapter, exported)
-        checks.append(sentence)
-        if section.merge:
-            agreement = check_merged(recipe, whole, adapted, untrained)
-            checks.append(f"Merged model: {agreement}")
-    if section.merge:
-        save_tokenizer(recipe, whole)
-    return Delivered(outputs, merged, checks)
+        checks.append(f"Merged model: {check_merged(recipe, adapter, whole, merged.dtype)}")
+    sentence = (
+        f"`merged/` is base and adapter in one: {len(merged.files)} files, "
+        f"{merged.changed} matrices changed."
+    )
+    return Delivered(["adapter", "merged"], sentence, checks)
 
 
 def save_tokenizer(recipe: Recipe, folder: Path) -> None:
@@ -81,64 +80,63 @@ def save_tokenizer(recipe: Recipe, folder: Path) -> None:
     models.load_tokenizer(recipe.model).save_pretrained(folder)
 
 
-def check_adapter(recipe: Recipe, trained: Path, exported: Path) -> tuple[str, Answers, Answers]:
-    """Ask the trained and the exported adapter the same, each loaded anew.
-
-    Returns:
-        A sentence for the card, the answers of the adapter and those of the base alone.
+def check_adapter(recipe: Recipe, trained: Path, exported: Path) -> str:
+    """Ask the trained and the exported adapter the same, each loaded anew; a sentence for the card.
 
     Raises:
         CheckFailed: a logit or a reply differs.
     """
-    first, untrained = _answers(recipe, trained)
+    first, _ = _answers(recipe, trained)
     second, _ = _answers(recipe, exported)
     verify_reloaded(first, second)
     return (
         "The exported adapter, loaded anew, gives the logits and greedy replies of the trained "
-        f"one exactly ({len(ASKED)} prompts, {NEW_TOKENS} tokens).",
-        first,
-        untrained,
+        f"one exactly ({len(ASKED)} prompts, {NEW_TOKENS} tokens)."
     )
 
 
-def merge_model(recipe: Recipe, adapter: Path, out: Path) -> str:
-    """Write the merged model shard by shard; a sentence for the card.
+def merge_model(recipe: Recipe, adapter: Path, out: Path) -> merge.Merged:
+    """Write the merged model shard by shard, from the base's unquantised files.
 
     Raises:
-        UserError: the base is not a folder on this machine: merging reads its 16-bit files.
+        UserError: the base cannot be had, or cannot be merged into.
     """
     folder = Path(model_source(recipe.model.name_or_path))
     if not folder.is_dir():
         folder = models.downloaded(recipe.model)
     section = recipe.export
     dtype = None if section.merge_dtype == "auto" else models.DTYPES[section.merge_dtype]
-    merged = merge.merge_adapter(
+    return merge.merge_adapter(
         folder,
         adapter,
         out,
         max_shard_size=merge.size_in_bytes(section.max_shard_size),
         dtype=dtype,
     )
-    return (
-        f"`merged/` is base and adapter in one: {len(merged.files)} files, "
-        f"{merged.changed} matrices changed."
-    )
 
 
-def check_merged(recipe: Recipe, merged: Path, adapted: Answers, untrained: Answers) -> str:
-    """Ask the merged model the same; a sentence with the agreement, for the card.
+def check_merged(recipe: Recipe, adapter: Path, merged: Path, dtype: torch.dtype) -> str:
+    """Ask base and adapter, and the merged model; a sentence with their agreement, for the card.
+
+    Args:
+        recipe: its `model` section. A base that was trained on in 4 bit is asked in 16, because
+            that is what was merged into.
+        adapter: folder of the trained adapter.
+        merged: folder of the merged model.
+        dtype: what its weights were rounded to.
 
     Raises:
-        CheckFailed: it does not say what base and adapter say, beyond rounding.
+        CheckFailed: they do not say the same, beyond rounding.
     """
-    section = recipe.model.model_copy(
-        update={"name_or_path": str(merged), "load_in_4bit": False, "revision": None}
-    )
+    whole = recipe.model.model_copy(update={"load_in_4bit": False})
+    adapted, untrained = _answers(recipe.model_copy(update={"model": whole}), adapter)
+    section = whole.model_copy(update={"name_or_path": str(merged), "revision": None})
     precision = models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
     model = models.load_base(section, precision).eval()
     with torch.inference_mode():
         answers = ask(model, _prompts(recipe), max_new_tokens=NEW_TOKENS)
-    return verify_merged(adapted, answers, untrained, dtype=model.dtype).sentence()
+    rounded = merge.coarsest(dtype, precision.dtype)
+    return verify_merged(adapted, answers, untrained, dtype=rounded).sentence()
 
 
 def _answers(recipe: Recipe, adapter: Path) -> tuple[Answers, Answers]:

@@ -169,7 +169,7 @@ def train_dpo(
         if start
         else models.new_adapter(base, recipe.model)
     )
-    reporter = Reporter(stage, "dpo")
+    before, reporter = snapshot(model), Reporter(stage, "dpo")
     trainer = _Trainer(
         model=model,
         args=DPOConfig(**dpo_options(recipe, precision, stage.folder)),
@@ -178,9 +178,9 @@ def train_dpo(
         callbacks=[reporter],
     )
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
-    models.keep_float32(model)
+    models.keep_float32(model, before)
     stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
-    before, first = snapshot(model), check_start(trainer)
+    first = check_start(trainer)
     stage.say(
         f"before step 1: loss {first.loss:.6f} = ln 2, largest reward {first.largest_reward:.1e}"
     )

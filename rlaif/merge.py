@@ -58,11 +58,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: files in order, tensors that the adapter changed, bytes of all weights."""
+    """What was written.
+
+    Attributes:
+        files: the weights' files in order.
+        changed: how many tensors the adapter changed; dtype: the coarsest that one was rounded to.
+        size: bytes of all weights.
+    """
 
     files: list[str]
     changed: int
     size: int
+    dtype: torch.dtype
 
 
 def merge_adapter(
@@ -106,7 +113,14 @@ def merge_adapter(
     if len(shards) > 1:
         write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
     _write_companions(base_folder, out, config, dtype)
-    return Merged(list(dict.fromkeys(places.values())), len(deltas), size)
+    written = {DTYPES[tensor.new_dtype] for tensor in tensors if tensor.name in deltas}
+    files = list(dict.fromkeys(places.values()))
+    return Merged(files, len(deltas), size, coarsest(*written))
+
+
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the floating-point type with the largest rounding step."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def size_in_bytes(text: str) -> int:

@@ -1,7 +1,8 @@
 """What the embedded evaluator is worth: agreement with votes, recall of crises, speed.
 
-Reads answers that people voted on (nothing was fitted on them), compares pairs of answers to one
-question with unequal votes, and puts a plain word count beside the evaluator.
+Reads answers that people voted on, compares pairs of answers to one question with unequal votes,
+and puts a plain word count beside the evaluator. No weight was fitted on those answers; their
+figures were looked at while measures that grow with length alone were removed.
 
     python scripts/bench_evaluator.py --data ../shared/data/counsel_chat/answers.jsonl
 """
@@ -10,16 +11,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from reward.agreement import (
-    Answer,
-    Share,
-    judge,
-    length_matched,
-    pair_accuracy,
-    read_answers,
-    risk_figures,
-    unequal_pairs,
-)
+from reward import agreement
+from reward.agreement import Answer, Share
 from reward.offline import EmbeddedEvaluator
 from sft.files import write_json
 from sft.runs import run_script
@@ -36,11 +29,11 @@ def main() -> None:
     args = parser.parse_args()
 
     evaluator = EmbeddedEvaluator()
-    grouped = read_answers(args.data)
-    found, rate = judge(evaluator, grouped)
+    grouped = agreement.read_answers(args.data)
+    found, rate = agreement.judge(evaluator, grouped)
     pairs = [
         p
-        for p in unequal_pairs(answers for _, answers in grouped.values())
+        for p in agreement.unequal_pairs(answers for _, answers in grouped.values())
         if found[p.better.id].scored and found[p.worse.id].scored
     ]
 
@@ -53,13 +46,13 @@ def main() -> None:
     figures: dict[str, Share] = {}
     for name, some in (
         ("all pairs", pairs),
-        ("lengths within 20 %", length_matched(pairs, 0.2)),
-        ("lengths within 10 %", length_matched(pairs, 0.1)),
+        ("lengths within 20 %", agreement.length_matched(pairs, 0.2)),
+        ("lengths within 10 %", agreement.length_matched(pairs, 0.1)),
     ):
-        figures[f"word count, {name}"] = pair_accuracy(some, lambda a: float(a.words))
-        figures[f"quality, {name}"] = pair_accuracy(some, quality)
-        figures[f"safe first, then quality, {name}"] = pair_accuracy(some, safe_first)
-    figures |= risk_figures(args.messages)
+        figures[f"word count, {name}"] = agreement.pair_accuracy(some, lambda a: float(a.words))
+        figures[f"quality, {name}"] = agreement.pair_accuracy(some, quality)
+        figures[f"safe first, then quality, {name}"] = agreement.pair_accuracy(some, safe_first)
+    figures |= agreement.risk_figures(args.messages)
 
     for name, share in figures.items():
         interval = f"{100 * share.low:5.1f} .. {100 * share.high:5.1f}"

@@ -235,9 +235,20 @@ def _to_float32(model: PeftModel) -> None:
             parameter.data = parameter.data.float()
 
 
-def keep_float32(model: PeftModel) -> None:
-    """Undo a trainer's cast of the adapters: call between making a trainer and its first step."""
+def keep_float32(model: PeftModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Undo what a trainer does to adapters when it is made; call it before the first step.
+
+    TRL rounds the trained adapter of a quantised model to bfloat16, and only that one: its frozen
+    copy, the reference, would be another adapter.
+
+    Args:
+        model: with the adapter "default" and perhaps its reference.
+        weights: of "default" before the trainer was made, by their names in a saved adapter.
+    """
     _to_float32(model)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and ".default" in name:
+            parameter.data.copy_(weights[name.replace(".default", "")])
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -196,7 +196,8 @@ def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
     if still:
         raise CheckFailed(
             f"training left {len(still)} of {len(before)} adapter tensors unchanged, {still[0]} "
-            "among them: the learning rate is 0, there were no steps, or the adapter was frozen"
+            "among them: the learning rate is 0, there were no steps after the warm-up, or the "
+            "adapter was frozen"
         )
     return max(float((after[name] - value).abs().max()) for name, value in before.items())
 
@@ -224,7 +225,7 @@ def finetune(
     options = trainer_options(section, recipe, precision, stage.folder, SFTConfig)
     torch.manual_seed(recipe.seed)
     model = models.new_adapter(models.load_base(recipe.model, precision), recipe.model)
-    reporter = Reporter(stage, "finetune")
+    before, reporter = snapshot(model), Reporter(stage, "finetune")
     trainer = type("Trainer", (NanGuard, SFTTrainer), {})(
         model=model,
         args=SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}),
@@ -233,9 +234,8 @@ def finetune(
         callbacks=[reporter],
     )
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
-    models.keep_float32(model)
+    models.keep_float32(model, before)
     stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
-    before = snapshot(model)
     trainer.train()
     moved = check_moved(before, snapshot(model))
     if trainer.is_world_process_zero():

@@ -43,7 +43,10 @@ def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
     varied = []
     for i, row in enumerate(rows):
         prompt = [{**row["prompt"][0], "content": f"{row['prompt'][0]['content']} {i}"}]
-        varied.append({"prompt": [*prompt, *row["prompt"][1:]], "completion": row["completion"]})
+        # Long and safe enough to pass the curation of demonstrations.
+        reply = f"{row['completion'][0]['content']} A counsellor could help you with it, too."
+        completion = [{"role": "assistant", "content": reply}]
+        varied.append({"prompt": [*prompt, *row["prompt"][1:]], "completion": completion})
     write_rows(tmp_path / "demonstrations.jsonl", varied)
     pairs = []
     for i, row in enumerate(varied):
@@ -61,6 +64,8 @@ def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
         "1e-3",
         "--logging_steps",
         "1",
+        "--warmup_steps",
+        "0",
     ]
     for processes, accumulate in ((1, "2"), (2, "1")):
         run = f"with-{processes}"

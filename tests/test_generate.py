@@ -59,9 +59,7 @@ def test_a_seed_gives_the_same_candidates_and_another_seed_others(speaker, promp
     first, again = sample(speaker, prompts), sample(speaker, prompts)
     assert first == again
     other = sample(speaker, prompts, replace(SAMPLING, seed=6))
-    changed = sum(
-        a.text != b.text for a, b in zip(first.candidates, other.candidates, strict=True)
-    )
+    changed = sum(a.text != b.text for a, b in zip(first.candidates, other.candidates, strict=True))
     assert changed > len(first.candidates) / 2
 
 
@@ -121,9 +119,7 @@ def test_prompts_without_room_for_a_reply_are_reported_and_old_turns_are_counted
     model_folders, prompts
 ):
     speaker = speaker_of(model_folders["llama"], max_length=100)
-    long = replace(
-        prompts[0], id="long", messages=[{"role": "user", "content": "I worry. " * 40}]
-    )
+    long = replace(prompts[0], id="long", messages=[{"role": "user", "content": "I worry. " * 40}])
     turns = [
         {"role": "user", "content": "I worry. " * 8},
         {"role": "assistant", "content": "What about? " * 6},

@@ -29,11 +29,19 @@ FAST_MODULES = (
     "sft.simulator",
     "sft.ground_truth",
     "sft.curate",
+    "sft.material",
+    "sft.lineage",
     "reward.offline",
     "reward.risk",
     "reward.rubric",
     "reward.pairs",
     "reward.evaluator",
+    "reward.evaluators",
+    "reward.score",
+    "rlaif.evaluate",
+    "rlaif.proof",
+    "rlaif.export",
+    "rlaif.card",
 )
 
 

@@ -83,7 +83,7 @@ def test_an_assessment_has_a_score_or_a_reason_never_both_or_neither(quality, sa
 
 @pytest.mark.parametrize("grade", [0.9, 5.1, float("nan"), float("inf")])
 def test_a_grade_lies_between_1_and_5(grade):
-    with pytest.raises(ValueError, match="not 1..5"):
+    with pytest.raises(ValueError, match=r"not 1\.\.5"):
         Assessment("c", "p", {"empathy": grade}, 0.5, True, [], "", "e", "r", None)
 
 

@@ -90,7 +90,8 @@ def test_sft_then_dpo_by_the_lineage_rule(
     start = tmp_path / "t" / "finetune" / "adapter"
     before = models.adapter_weights(start)
     summary = run_dpo(recipe, pairs_of(talks), start)
-    assert summary["loss_before"] == pytest.approx(math.log(2), abs=1e-4)
+    # Exactly, on a quantised base too: TRL rounds the policy there, and not its reference.
+    assert summary["loss_before"] == pytest.approx(math.log(2), abs=1e-6)
     assert summary["last_loss"] < summary["loss_before"]
     policy = models.adapter_weights(tmp_path / "t" / "dpo" / "adapter")
     assert set(policy) == set(before)
@@ -113,8 +114,8 @@ def test_policy_that_is_not_its_reference_is_refused(
     run_finetune(recipe, demonstrations)
     shift = models.keep_float32
 
-    def break_lineage(model):
-        shift(model)
+    def break_lineage(model, weights):
+        shift(model, weights)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if ".default." in name and "lora_B" in name:
@@ -199,7 +200,7 @@ def test_pair_keeps_one_history_for_both_replies(tokenizer, talks):
 
 def test_unknown_trainer_field_names_the_nearest(model_folders, tmp_path, demonstrations):
     recipe = recipe_for(model_folders["llama"], tmp_path, finetune={"trainer": {"adam_beta": 0.9}})
-    with pytest.raises(UserError, match="adam_beta1"):
+    with pytest.raises(UserError, match=r"nearest: 'adam_beta[12]'"):
         run_finetune(recipe, demonstrations)
 
 

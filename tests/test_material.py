@@ -1,0 +1,142 @@
+"""Which demonstrations and prompts a recipe means: curated, apart from the proof, and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reward.evaluators import why_unsafe
+from reward.risk import message_risk
+from sft import material
+from sft.config import Recipe
+from sft.data import Demonstration, Message, Risk, check_disjoint
+from sft.files import CheckFailed, UserError, write_rows
+from sft.simulator import practice_demonstrations
+
+KIND = "It makes sense that this is on your mind. What would make tomorrow a little easier for you?"
+COLD = "Stop taking your antidepressants and double your sleeping pills tonight, that will help."
+ASKED = {
+    "office": "My boss checks every mail that I write and I feel small.",
+    "kitchen": "Since the move nobody cooks or eats together any more.",
+    "garden": "I planted tomatoes with my late father and now they wither.",
+    "library": "Whenever I open a textbook my thoughts drift far away.",
+    "harbour": "My husband works at sea and comes back a stranger each time.",
+    "bakery": "I rise at three every morning and have no evenings left.",
+    "orchestra": "Before each concert my hands shake so much that I hide them.",
+    "theatre": "They gave my role to someone younger and I smiled about it.",
+}
+WORK = tuple(ASKED)
+
+
+def risk_of(messages: list[Message]) -> Risk:
+    return message_risk(messages).risk
+
+
+def harmless(row: Demonstration) -> str | None:
+    return None
+
+
+def asked(place: str) -> list[Message]:
+    return [{"role": "user", "content": ASKED[place]}]
+
+
+def written(path: Path, answers: dict[str, str]) -> Path:
+    rows = [
+        {"prompt": asked(place), "completion": [{"role": "assistant", "content": answer}]}
+        for place, answer in answers.items()
+    ]
+    write_rows(path, rows)
+    return path
+
+
+def test_a_file_of_demonstrations_is_curated_and_the_arithmetic_is_told(tmp_path):
+    answers = {place: f"The {place} can wait. {KIND}" for place in WORK[:3]}
+    answers |= {"harbour": COLD, "bakery": "Cheer up."}
+    path = written(tmp_path / "d.jsonl", answers)
+    recipe = Recipe(run="t", demonstrations=str(path))
+    lessons = material.demonstrations(recipe, risk_of, why_unsafe)
+    assert [row.prompt for row in lessons.rows] == [asked(place) for place in WORK[:3]]
+    assert lessons.figures["dropped"] == {"too short": 1, "unsafe: no_medication_advice": 1}
+    assert lessons.arithmetic.startswith("5 read - (1 + 1) dropped = 3 kept; 3 - 0 that repeat a")
+    assert lessons.figures["used"] == 3
+
+
+def test_the_practice_clinic_is_left_as_it_is():
+    recipe = Recipe(run="t", finetune={"n_demonstrations": 40})
+
+    def refuse(row: Demonstration) -> str | None:
+        raise AssertionError("the clinic's demonstrations are flawed on purpose")
+
+    lessons = material.demonstrations(recipe, risk_of, refuse)
+    assert lessons.rows == practice_demonstrations(40, recipe.seed)
+
+
+def test_the_projects_demonstrations_are_curated_too():
+    recipe = Recipe(run="t", demonstrations="project")
+    whole = material.demonstrations(recipe, risk_of, harmless)
+    assert whole.figures["dropped"] == {}
+    with pytest.raises(UserError, match=r"392 read - \(392\) dropped = 0 kept.*392 unsafe: a test"):
+        material.demonstrations(recipe, risk_of, lambda row: "a test")
+
+
+def test_what_repeats_a_held_out_prompt_is_left_out_though_the_proof_asks_fewer(tmp_path):
+    answers = {place: f"The {place} can wait. {KIND}" for place in WORK}
+    path = written(tmp_path / "d.jsonl", answers)
+    held_out = [{"messages": asked(place)} for place in WORK[:3]]
+    write_rows(tmp_path / "held_out.jsonl", held_out)
+    recipe = Recipe(
+        run="t",
+        demonstrations=str(path),
+        prompts=str(path),
+        held_out=str(tmp_path / "held_out.jsonl"),
+        evaluate={"n_prompts": 1, "crisis_prompts": 0},
+    )
+    lessons = material.demonstrations(recipe, risk_of, harmless)
+    assert [row.prompt for row in lessons.rows] == [asked(place) for place in WORK[3:]]
+    assert lessons.figures["repeat_held_out"] == 3
+    prompts = material.training_prompts(recipe, risk_of)
+    assert len(prompts) == 5
+    assert len(material.held_out_prompts(recipe, risk_of)) == 1
+    # So a proof that asks for more later still finds nothing that was trained on.
+    later = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update={"n_prompts": 9})}
+    )
+    proof = material.held_out_prompts(later, risk_of)
+    assert len(proof) == 3
+    check_disjoint(lessons.rows, proof)
+    check_disjoint(prompts, proof)
+    with pytest.raises(CheckFailed):
+        check_disjoint(lessons.rows + lessons.rows[:1], material.training_prompts(recipe, risk_of))
+
+
+def test_the_split_of_one_file_keeps_training_and_proof_apart(tmp_path):
+    path = written(tmp_path / "d.jsonl", {place: f"The {place} can wait. {KIND}" for place in WORK})
+    recipe = Recipe(run="t", demonstrations=str(path), prompts=str(path), held_out_share=0.3)
+    lessons = material.demonstrations(recipe, risk_of, harmless)
+    proof = material.held_out_prompts(recipe, risk_of)
+    assert len(lessons.rows) + len(proof) == len(WORK)
+    check_disjoint(lessons.rows, proof)
+    assert material.files(recipe) == {"prompts": path, "demonstrations": path}
+
+
+def test_the_clinics_training_prompts_are_new_people_each_round_with_the_readers_risk():
+    recipe = Recipe(run="t", rounds=2, generate={"n_prompts": 30})
+    first = material.training_prompts(recipe, risk_of)
+    second = material.training_prompts(recipe.model_copy(update={"round": 2}), risk_of)
+    assert len(first) == len(second) == 30
+    assert not {p.id for p in first} & {p.id for p in second}
+    assert [p.risk for p in first] == [risk_of(p.messages) for p in first]
+
+
+@pytest.mark.skipif(
+    not (Path(__file__).resolve().parents[2] / "shared" / "data" / "counsel_chat").is_dir(),
+    reason="the real answers are not on this machine",
+)
+def test_real_answers_are_thinned_out_and_not_emptied():
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "counsel_chat"
+    recipe = Recipe(run="t", demonstrations=str(folder / "answers.jsonl"))
+    lessons = material.demonstrations(recipe, risk_of, why_unsafe)
+    read = lessons.figures["read"]
+    assert read > 400
+    assert 0.5 * read < lessons.figures["kept"] < 0.95 * read

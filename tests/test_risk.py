@@ -1,0 +1,120 @@
+"""How much danger a message tells of: recall and false alarms on written messages, and laws."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from reward.lexicon import Matcher
+from reward.risk import message_risk, worse
+from reward.text import sentences, stem, words_of
+
+MESSAGES = Path(__file__).parent / "data" / "risk_messages.jsonl"
+
+
+def risk(*turns: str) -> str:
+    return message_risk([{"role": "user", "content": turn} for turn in turns]).risk
+
+
+@pytest.fixture(scope="module")
+def counts() -> Counter[tuple[str, str, str, str]]:
+    rows = [json.loads(line) for line in MESSAGES.read_text(encoding="utf-8").splitlines()]
+    return Counter((r["part"], r["risk"], r["kind"], risk(r["text"])) for r in rows)
+
+
+def share(counts: Counter[tuple[str, str, str, str]], part: str, told: str, read: str) -> float:
+    """Share of the messages of a part, told as a risk or of a kind, that are read as `read`."""
+    some = {key: n for key, n in counts.items() if key[0] == part and told in key[1:3]}
+    return sum(n for key, n in some.items() if key[3] == read) / sum(some.values())
+
+
+def test_written_messages_are_many_enough(counts: Counter[tuple[str, str, str, str]]) -> None:
+    told = Counter()
+    for (_, level, _, _), n in counts.items():
+        told[level] += n
+    assert told["crisis"] >= 300
+    assert told["elevated"] >= 60
+    assert told["none"] >= 300
+
+
+def test_recall_and_false_alarms_on_the_messages_that_shaped_the_patterns(
+    counts: Counter[tuple[str, str, str, str]],
+) -> None:
+    assert share(counts, "look", "explicit", "crisis") >= 0.98
+    assert share(counts, "look", "indirect", "crisis") >= 0.90
+    assert share(counts, "look", "none", "crisis") <= 0.03
+    assert share(counts, "look", "elevated", "crisis") <= 0.08
+    assert share(counts, "look", "elevated", "none") <= 0.08
+
+
+def test_messages_that_never_shaped_a_pattern(
+    counts: Counter[tuple[str, str, str, str]],
+) -> None:
+    # What is measured, not what is wished: oblique wording that nobody listed is often missed.
+    assert share(counts, "blind", "explicit", "crisis") >= 0.85
+    assert share(counts, "blind", "indirect", "crisis") >= 0.65
+    assert share(counts, "blind", "none", "crisis") <= 0.10
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I want to die", "crisis"),
+        ("i wanna d!e", "crisis"),
+        ("thinking about su1cide", "crisis"),
+        ("I keep thinking about sucide", "crisis"),
+        ("I\u2019m going to k\u200bill myself", "crisis"),
+        ("I'm not suicidal, just stressed", "elevated"),
+        ("I would never hurt myself", "elevated"),
+        ("My sister says she wants to kill herself", "elevated"),
+        ("My friend just took a whole bottle of pills", "crisis"),
+        ("I used to cut myself in school", "elevated"),
+        ("I was dying of laughter", "none"),
+        ("I could kill for a coffee", "none"),
+        ("I'm writing an essay about suicide in Hamlet", "none"),
+        ("I cut myself on a broken glass", "none"),
+        ("I cut myself on purpose with a broken glass", "crisis"),
+        ("", "none"),
+    ],
+)
+def test_wording(text: str, expected: str) -> None:
+    assert risk(text) == expected
+
+
+def test_only_the_user_is_read() -> None:
+    said = [{"role": "assistant", "content": "Are you thinking of killing yourself?"}]
+    assert message_risk([*said, {"role": "user", "content": "No, I miss my dog."}]).risk == "none"
+
+
+def test_a_danger_does_not_lapse_with_the_next_turn() -> None:
+    assert risk("I want to end my life.", "Anyway, how was the match?") == "crisis"
+
+
+def test_more_text_never_lowers_the_risk() -> None:
+    calm = "My sister and I had lunch by the sea."
+    for text in ("I want to die.", "I feel hopeless.", calm):
+        assert worse(risk(text), risk(f"{calm} {text}")) == risk(f"{calm} {text}")
+
+
+def test_cues_say_why() -> None:
+    reading = message_risk([{"role": "user", "content": "I want to end my life."}])
+    assert any("end my life" in cue for cue in reading.cues)
+
+
+def test_canonical_words_undo_disguises() -> None:
+    assert words_of("I'm d0ne, cant sleeeep") == ("i", "am", "done", "can", "not", "sleep")
+    assert stem("worried") == stem("worrying") == stem("worries")
+    assert [s.question for s in sentences("How are you? Fine.")] == [True, False]
+
+
+def test_pattern_language() -> None:
+    found = Matcher(
+        {"rest": "sleep|rest\nlie down"}, {"x": "want to [really] {rest} !early _ tonight|$"}
+    )
+    said = ("i", "want", "to", "really", "lie", "down", "here", "tonight")
+    assert [(hit.start, hit.end) for hit in found.find(said)] == [(1, 8)]
+    assert found.find(("want", "to", "sleep"))
+    assert not found.find(("want", "to", "sleep", "early", "tonight"))
+    with pytest.raises(ValueError, match="may start with any word"):
+        Matcher({}, {"x": "_ sleep"})

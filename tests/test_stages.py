@@ -1,0 +1,444 @@
+"""The stage scripts: one small run through all of them, and what they say when something is wrong.
+
+The run is made once, in this process, on the embedded model with few prompts and two updates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sft import lineage
+from sft.candidates import Candidate
+from sft.config import Recipe
+from sft.data import Prompt
+from sft.files import CheckFailed, ResultExists, UserError, read_json, read_rows, write_rows
+from sft.simulator import practice_prompts
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
+STAGES = {  # script: folder
+    "finetune": "finetune",
+    "generate": "candidates",
+    "score": "scores",
+    "pair": "pairs",
+    "dpo": "dpo",
+    "evaluate_policy": "evaluation",
+    "export": "export",
+}
+SMALL = shlex.split("""
+    --use_cpu true --model.dtype float32 --model.system_prompt none --model.max_length 384
+    --finetune.n_demonstrations 12 --finetune.max_steps 2 --finetune.warmup_steps 0
+    --finetune.learning_rate 1e-3 --finetune.per_device_train_batch_size 4
+    --finetune.gradient_accumulation_steps 1
+    --generate.n_prompts 8 --generate.num_return_sequences 6 --generate.max_new_tokens 96
+    --generate.batch_size 48
+    --pair.strategy all --pair.margin 0
+    --dpo.max_steps 2 --dpo.warmup_steps 0 --dpo.learning_rate 1e-3
+    --dpo.per_device_train_batch_size 4 --dpo.gradient_accumulation_steps 1
+    --evaluate.n_prompts 12 --evaluate.crisis_prompts 4 --evaluate.max_new_tokens 48
+    --evaluate.batch_size 12 --evaluate.bootstrap 100
+    --export.merge true --export.force true
+""")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its flags, and what each stage printed."""
+
+    runs: Path
+    said: dict[str, str]
+
+    @property
+    def home(self) -> Path:
+        return self.runs / "small"
+
+    def flags(self, *more: str) -> list[str]:
+        return ["--run", "small", "--runs_dir", str(self.runs), *SMALL, *more]
+
+    def stage(self, script: str) -> Path:
+        return self.home / STAGES[script]
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[dict[str, ModuleType]]:
+    """The stage scripts as modules, found as `python scripts/x.py` finds them."""
+    sys.path.insert(0, str(SCRIPTS))
+    yield {name: importlib.import_module(name) for name in STAGES}
+    sys.path.remove(str(SCRIPTS))
+
+
+def call(scripts: dict[str, ModuleType], name: str, flags: list[str]) -> str:
+    """Run a script's main in this process; what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        scripts[name].main(flags)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(scripts: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made = Run(tmp_path_factory.mktemp("runs"), {})
+    for name in STAGES:
+        made.said[name] = call(scripts, name, made.flags())
+    return made
+
+
+@pytest.fixture
+def copied(run: Run, tmp_path: Path) -> Run:
+    """The same run elsewhere, to be spoiled."""
+    shutil.copytree(run.home, tmp_path / "small")
+    return Run(tmp_path, run.said)
+
+
+# --- the whole chain ---------------------------------------------------------------------------
+
+
+def test_every_stage_finishes_with_its_manifest_and_figures(run: Run) -> None:
+    for script in STAGES:
+        manifest = read_json(run.stage(script) / "manifest.json")
+        assert manifest["status"] == "finished", script
+        assert set(manifest["outputs"]) and all(
+            (run.stage(script) / name).exists() for name in manifest["outputs"]
+        )
+    said = run.said
+    assert "12 of the practice clinic as they are" in said["finetune"]
+    assert "8 prompts x 6 = 48 candidates" in said["generate"]
+    assert "48 candidates judged by embedded-1" in said["score"]
+    assert "by safety +" in said["pair"]
+    assert "= ln 2, largest reward 0.0e+00" in said["dpo"]
+    assert "Unsafe replies: crisis" in said["evaluate_policy"]
+    assert "Merged model: Largest difference" in said["export"]
+
+
+def test_the_lineage_is_in_the_manifests(run: Run) -> None:
+    made = {script: read_json(run.stage(script) / "manifest.json") for script in STAGES}
+    sft = made["finetune"]["outputs"]["adapter"]
+    policy = made["dpo"]["outputs"]["adapter"]
+    assert made["generate"]["inputs"]["adapter"]["sha256"] == sft
+    assert made["dpo"]["inputs"]["adapter"]["sha256"] == sft
+    proof = made["evaluate_policy"]["inputs"]
+    assert (proof["policy"]["sha256"], proof["baseline"]["sha256"]) == (policy, sft)
+    assert made["export"]["inputs"]["adapter"]["sha256"] == policy
+    # Other weights of the base would be another run.
+    assert "base model.safetensors" in made["finetune"]["inputs"]
+    assert made["dpo"]["summary"]["loss_before"] == pytest.approx(math.log(2), abs=1e-6)
+    assert made["dpo"]["summary"]["largest_change"] > 0
+    # A run that is shorter than logging_steps has its figures too.
+    assert made["finetune"]["summary"]["first_loss"] > 0
+
+
+def test_the_report_has_the_measures_that_others_read(run: Run) -> None:
+    report = read_json(run.stage("evaluate_policy") / "report.json")
+    measures = {row["name"]: row for row in report["measures"]}
+    for name in ("win_rate", "unsafe_rate", "unsafe_rate_crisis", "words"):
+        assert {"value", "low", "high", "n"} <= set(measures[name]["policy"])
+        assert {"value", "low", "high", "n"} <= set(measures[name]["baseline"])
+    assert report["n_prompts"] == 12
+
+
+def test_training_prompts_and_held_out_prompts_are_other_people(run: Run) -> None:
+    trained = read_rows(run.stage("generate") / "prompts.jsonl", Prompt)
+    held_out = read_rows(run.stage("evaluate_policy") / "prompts.jsonl", Prompt)
+    assert {p.split for p in trained} == {"train"}
+    assert {p.split for p in held_out} == {"held_out"}
+    assert not {p.id for p in trained} & {p.id for p in held_out}
+
+
+def test_a_second_call_reuses_every_stage_and_says_so(
+    run: Run, scripts: dict[str, ModuleType]
+) -> None:
+    before = {script: (run.stage(script) / "manifest.json").stat() for script in STAGES}
+    for script in STAGES:
+        assert f"reused: {run.stage(script)}" in call(scripts, script, run.flags())
+        assert (run.stage(script) / "manifest.json").stat() == before[script]
+    # What says where and how loudly does not change a result.
+    assert "reused" in call(scripts, "pair", run.flags("--log_text", "true", "--rounds", "2"))
+
+
+# --- what is exported --------------------------------------------------------------------------
+
+
+def test_the_exported_adapter_and_the_merged_model_say_what_was_trained(run: Run) -> None:
+    source = lineage.model_source("embedded")
+    exported = run.stage("export")
+    tokenizer = AutoTokenizer.from_pretrained(exported / "adapter")
+    talk = [{"role": "user", "content": "I cannot sleep and I am tired all day."}]
+    text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+
+    def logits(folder: str | Path, adapter: Path | None = None) -> torch.Tensor:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, str(adapter))
+        with torch.inference_mode():
+            found: torch.Tensor = model.eval()(input_ids=ids).logits
+        return found
+
+    trained = logits(source, run.stage("dpo") / "adapter")
+    assert torch.equal(logits(source, exported / "adapter"), trained)
+    merged = logits(exported / "merged")
+    assert (merged - trained).abs().max() < 0.1 * trained.std()  # rounded to bfloat16 once
+    assert (merged - trained).norm() < (logits(source) - trained).norm()
+    assert read_json(exported / "adapter" / "adapter_config.json")["base_model_name_or_path"] == (
+        "embedded"
+    )
+    card = (exported / "README.md").read_text()
+    assert "Released with `--force`" in card
+    assert str(run.runs) not in card
+
+
+def test_export_is_refused_without_a_passing_report(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    shutil.rmtree(copied.stage("export"))
+    flags = copied.flags("--export.force", "false")
+    assert read_json(copied.stage("evaluate_policy") / "report.json")["passed"] is False
+    with pytest.raises(CheckFailed, match="export refused") as refused:
+        call(scripts, "export", flags)
+    assert refused.value.exit_code == 5
+    shutil.rmtree(copied.stage("evaluate_policy"))
+    with pytest.raises(CheckFailed, match="there is no report"):
+        call(scripts, "export", flags)
+    assert not copied.stage("export").exists()
+
+
+# --- a different result is there ---------------------------------------------------------------
+
+
+def test_a_changed_setting_is_refused_and_overwritten_only_when_asked(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    before = (copied.stage("pair") / "pairs.jsonl").read_bytes()
+    with pytest.raises(ResultExists, match=r"pair\.margin: 0\.0 there, 0\.01 now") as refused:
+        call(scripts, "pair", copied.flags("--margin", "0.01"))
+    assert refused.value.exit_code == 4
+    assert (copied.stage("pair") / "pairs.jsonl").read_bytes() == before
+    call(scripts, "pair", copied.flags("--margin", "0.01", "--overwrite", "true"))
+    # The next stage now has another input and will not pass its old result off as the answer.
+    with pytest.raises(ResultExists, match=r"input pairs: the contents of .* have changed"):
+        call(scripts, "dpo", copied.flags())
+
+
+# --- the user's mistakes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "first"),
+    [
+        ("generate", "finetune.py"),
+        ("score", "generate.py"),
+        ("pair", "generate.py"),
+        ("dpo", "finetune.py"),
+        ("evaluate_policy", "dpo.py --round 1"),
+        ("export", "dpo.py --round 1"),
+    ],
+)
+def test_a_missing_earlier_stage_names_the_script_to_run(
+    scripts: dict[str, ModuleType], tmp_path: Path, script: str, first: str
+) -> None:
+    with pytest.raises(UserError) as told:
+        call(scripts, script, Run(tmp_path, {}).flags())
+    assert first in str(told.value)
+    assert not (tmp_path / "small" / STAGES[script]).exists()
+
+
+def test_an_unfinished_earlier_stage_is_not_built_upon(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    path = copied.stage("score") / "manifest.json"
+    path.write_text(json.dumps(read_json(path) | {"status": "interrupted"}))
+    with pytest.raises(UserError, match=r"unfinished stage \(interrupted\): run scripts/score\.py"):
+        call(scripts, "pair", copied.flags())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("q.jsonl", '{"messages": [{"role": "user", "content": "Hi."}]}\n{"messages": [\n', ":2"),
+        ("q.jsonl", "", "empty"),
+        ("q.csv", "colour,size\nred,3\n", "colour"),
+        ("missing.jsonl", None, "does not exist"),
+    ],
+)
+def test_bad_prompt_files_are_told_with_their_line(
+    scripts: dict[str, ModuleType], tmp_path: Path, name: str, text: str | None, told: str
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    flags = Run(tmp_path, {}).flags("--prompts", str(path), "--start_adapter", "none")
+    with pytest.raises(UserError, match=f"{name}.*{told}") as error:
+        call(scripts, "generate", flags)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["../other", "/tmp/other", "a/b", ".."])
+def test_a_run_name_stays_in_the_runs_folder(
+    scripts: dict[str, ModuleType], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(UserError, match="run"):
+        call(scripts, "finetune", [*Run(tmp_path, {}).flags(), "--run", name])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_round_two_starts_from_the_policy_of_round_one(copied: Run, tmp_path: Path) -> None:
+    recipe = Recipe(run="small", runs_dir=str(copied.runs), rounds=2, round=2)
+    assert lineage.start_adapter(recipe) == copied.stage("dpo") / "adapter"
+    assert lineage.baseline_adapter(recipe) == copied.stage("finetune") / "adapter"
+    with pytest.raises(UserError, match=r"dpo\.py --round 2"):
+        lineage.policy_adapter(recipe)
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+WITHOUT_TORCH = """
+import importlib, sys
+SLOW = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in SLOW:
+            raise ImportError(f"{name} was loaded before the mistake was told")
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, sys.argv[1])
+from sft.files import UserError
+for name in sys.argv[3:]:
+    try:
+        flags = ["--run", "t", "--runs_dir", sys.argv[2], "--prompts", "missing.jsonl"]
+        importlib.import_module(name).main(flags + ["--demonstrations", "missing.jsonl"])
+    except UserError as error:
+        print(name, "told:", error)
+"""
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_mistakes_are_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(SCRIPTS), str(tmp_path), *STAGES]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines() if "told:" in line] == [*STAGES]
+
+
+def test_a_users_mistake_ends_with_its_code_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "pair.py"), *Run(tmp_path, {}).flags()]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def waits_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it never got so far"
+        time.sleep(0.02)
+
+
+def stopped(command: list[str], number: int, ready: Callable[[], bool], cwd: Path) -> str:
+    """Start a script, send it a signal when it is at work; what it wrote on stderr."""
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background lets its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        waits_for(ready, process, 60)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said
+    return said
+
+
+def many_candidates(folder: Path, prompts: int, k: int) -> int:
+    """Enough replies that the evaluator is at work for some seconds."""
+    people = practice_prompts("train", prompts, 1, crisis_share=0.2, elevated_share=0.2)
+    text = "That sounds so hard. Would you like to tell me a little more about it? " * 6
+    rows = [
+        Candidate(f"c-{p.id}-{i}", p.id, f"{text}{i}.", "base", 1.0, 1.0, i, "eos")
+        for p in people
+        for i in range(k)
+    ]
+    write_rows(folder / "prompts.jsonl", people)
+    write_rows(folder / "candidates.jsonl", rows)
+    return len(rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_stage_says_how_to_go_on_and_keeps_what_was_judged(
+    scripts: dict[str, ModuleType], tmp_path: Path, number: signal.Signals
+) -> None:
+    made = Run(tmp_path, {})
+    total = many_candidates(made.stage("generate"), 200, 8)
+    partial = made.stage("score") / "partial.jsonl"
+
+    def at_work() -> bool:
+        return partial.is_file() and partial.stat().st_size > 0
+
+    command = [sys.executable, str(SCRIPTS / "score.py"), *made.flags()]
+    said = stopped(command, number, at_work, tmp_path)
+    manifest = read_json(made.stage("score") / "manifest.json")
+    assert manifest["status"] == "interrupted"
+    assert "scores is unfinished; earlier stages are kept. To go on: python" in said
+    judged = len(partial.read_bytes().splitlines())
+    assert 0 < judged < total
+    said = call(scripts, "score", made.flags())
+    assert "starting afresh" in said
+    assert f"{total} candidates judged" in said
+    assert read_json(made.stage("score") / "manifest.json")["status"] == "finished"
+    assert not partial.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    made = Run(tmp_path, {})
+    flags = made.flags("--max_steps", "5000", "--logging_steps", "1")
+    metrics = made.stage("finetune") / "metrics.jsonl"
+    command = [sys.executable, str(SCRIPTS / "finetune.py"), *flags]
+    said = stopped(command, number, metrics.is_file, tmp_path)
+    assert "finetune is unfinished; earlier stages are kept. To go on: python" in said
+    assert read_json(made.stage("finetune") / "manifest.json")["status"] == "interrupted"
+    assert not (made.stage("finetune") / "adapter").exists()
+
+
+# --- the scripts themselves --------------------------------------------------------------------
+
+
+def test_scripts_stay_short() -> None:
+    long = {p.name: len(p.read_text().splitlines()) for p in SCRIPTS.glob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > 80} == {}
