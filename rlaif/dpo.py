@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -135,6 +136,14 @@ def dpo_options(recipe: Recipe, precision: models.Precision, folder: Path) -> di
     }
 
 
+def _starting_policy(recipe: Recipe, start: Path | None, precision: models.Precision) -> PeftModel:
+    """A trainable copy of the adapter at `start`, or a fresh one that says what the base says."""
+    base = models.load_base(recipe.model, precision)
+    if start is None:
+        return models.new_adapter(base, recipe.model)
+    return models.load_adapter(base, start, trainable=True)
+
+
 def train_dpo(
     recipe: Recipe, pairs: Sequence[Pair], start: Path | None, stage: Stage
 ) -> dict[str, Any]:
@@ -149,10 +158,8 @@ def train_dpo(
     Returns:
         Counts, loss before and after, rewards and the largest weight change, for the manifest.
     """
-    section, precision = (
-        recipe.dpo,
-        models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu),
-    )
+    section = recipe.dpo
+    precision = models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
     tokenizer = models.load_tokenizer(recipe.model)
     encoded = encode_pairs(
         Chat(tokenizer, system_prompt(recipe.model.system_prompt), recipe.model.max_length), pairs
@@ -163,12 +170,7 @@ def train_dpo(
             f"no pair fits max_length {recipe.model.max_length}: raise --model.max_length"
         )
     torch.manual_seed(recipe.seed)
-    base = models.load_base(recipe.model, precision)
-    model = (
-        models.load_adapter(base, start, trainable=True)
-        if start
-        else models.new_adapter(base, recipe.model)
-    )
+    model = _starting_policy(recipe, start, precision)
     before, reporter = snapshot(model), Reporter(stage, "dpo")
     trainer = _Trainer(
         model=model,

@@ -210,10 +210,8 @@ def finetune(
     Returns:
         Counts, first and last loss, largest weight change, for the manifest.
     """
-    section, precision = (
-        recipe.finetune,
-        models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu),
-    )
+    section = recipe.finetune
+    precision = models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
     tokenizer = models.load_tokenizer(recipe.model)
     chat = Chat(tokenizer, system_prompt(recipe.model.system_prompt), recipe.model.max_length)
     encoded = encode(chat, demonstrations)
