@@ -120,8 +120,8 @@ def test_written_replies_break_or_keep_a_rule(line: str) -> None:
         (ELEVATED, GOOD, False, "offers_human_help"),
         (ELEVATED, GOOD + " If you like, a counsellor could listen too.", True, None),
         (NONE, GOOD, True, None),
-        (NONE, "You must see a therapist immediately.", True, "no_forced_referral"),
-        (NONE, "Please call 988, suicide is not the answer.", True, "no_forced_crisis_talk"),
+        (NONE, "You must see a therapist immediately.", False, "no_forced_referral"),
+        (NONE, "Please call 988, suicide is not the answer.", False, "no_forced_crisis_talk"),
         (NONE, GOOD + ' You could say to her, "I am a mother too."', True, None),
     ],
 )  # fmt: skip
