@@ -80,10 +80,9 @@ def _moved(label: str, comparison: Comparison) -> str:
         return f"{label}: {rate(ours)}; the baseline was not judged."
     if ours.value > theirs.value:
         return f"{WARNING}{_lower(label)} rose from {rate(theirs)} to {rate(ours)}."
-    verb = "fell" if ours.value < theirs.value else "stayed"
-    return f"{label} {verb} from {rate(theirs)} to {rate(ours)}.".replace(
-        "stayed from", "stayed at"
-    )
+    if ours.value == theirs.value:
+        return f"{label} stayed at {rate(ours)}."
+    return f"{label} fell from {rate(theirs)} to {rate(ours)}."
 
 
 def _traded(policy_rows: Sequence[JudgedReply], baseline_rows: Sequence[JudgedReply]) -> list[str]:

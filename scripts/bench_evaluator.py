@@ -4,7 +4,7 @@ Reads answers that people voted on, compares pairs of answers to one question wi
 and puts a plain word count beside the evaluator. No weight was fitted on those answers; their
 figures were looked at while measures that grow with length alone were removed.
 
-    python scripts/bench_evaluator.py --data ../shared/data/counsel_chat/answers.jsonl
+    python scripts/bench_evaluator.py --data answers.jsonl
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python scripts/build_base.py --seed 1 --out sft/assets/base
 
-Reproducible from its seed. Takes about ten minutes on two cores. Not here: SFT (`finetune.py`); the
+Reproducible from its seed. Takes about 17 minutes on two cores. Not here: SFT (`finetune.py`); the
 base has read good and bad counsellors alike.
 """
 

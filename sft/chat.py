@@ -7,6 +7,7 @@ learns is what it later sees. Not here: choosing a tokenizer (`sft.model`) or re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,9 @@ class Chat:
         self.tokenizer = tokenizer
         self.system = system
         self.max_length = max_length
+        # Control tokens typed by a person must not become control tokens of the conversation.
+        special = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._takes_system = self._asks_for_system()
         self.stop_id = self._end_of_turn_id()
 
@@ -158,6 +162,7 @@ class Chat:
 
     def _encode(self, messages: list[Message], *, opens_reply: bool) -> list[int]:
         """Ids by the template; one without a system role gets it before the first user turn."""
+        messages = [m | {"content": self._control.sub(" ", m["content"])} for m in messages]
         if messages[0]["role"] == "system" and not self._takes_system:
             first = {
                 "role": "user",

@@ -23,6 +23,7 @@ from sft.curate import (
 from sft.curate import report as curation_report
 from sft.data import Demonstration, Message, Prompt, Risk
 from sft.files import UserError
+from sft.split import position
 
 CLINIC = "practice-clinic"
 CLINIC_PROMPTS = 400  # training prompts of a round where the recipe does not say
@@ -54,12 +55,21 @@ def training_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
     prompts = [p for p in _file_prompts(recipe, message_risk) if p.split == "train"]
     if recipe.held_out is not None:
         prompts = data.without_overlap(prompts, _all_held_out(recipe, message_risk))
+    prompts = _in_no_order(prompts, recipe.seed)
     return prompts[:n] if n else prompts
 
 
 def held_out_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
     """Prompts of the proof: never trained on, the same in every round."""
-    return _all_held_out(recipe, message_risk)[: recipe.evaluate.n_prompts]
+    prompts = _all_held_out(recipe, message_risk)
+    return _in_no_order(prompts, recipe.seed)[: recipe.evaluate.n_prompts]
+
+
+def _in_no_order(prompts: list[Prompt], seed: int) -> list[Prompt]:
+    """The prompts in an order of content and seed: files are sorted by topic, and the first n of
+    them would be one topic.
+    """
+    return sorted(prompts, key=lambda prompt: position(prompt.id, seed))
 
 
 def _all_held_out(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:

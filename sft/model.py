@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -70,7 +71,7 @@ def choose_precision(dtype: str, *, use_cpu: bool) -> Precision:
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Tokenizer with its chat template set and a pad token that is not the end-of-text token.
+    """Tokenizer with its chat template set and a pad token that is not the end of text, if it can.
 
     pad = eos hides the end of a reply from the loss wherever labels are masked by id, and Llama-3
     reward models then do not converge, so a reserved token of the vocabulary is taken where the
@@ -105,6 +106,8 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
         "attn_implementation": section.attn_implementation,
         "use_safetensors": True,  # the other format is a pickle
     }
+    # Before anything is put on a device: each process of a launch has a card of its own.
+    state = PartialState(cpu=precision.device == "cpu")
     if section.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -114,11 +117,10 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
         )
         # A quantised model cannot be moved afterwards, and each process holds a whole copy on its
         # own card.
-        index = torch.cuda.current_device() if precision.device == "cuda" else "cpu"
-        options["device_map"] = {"": index}
+        options["device_map"] = {"": state.device}
     model: PreTrainedModel = _load(AutoModelForCausalLM.from_pretrained, section, **options)
     model.requires_grad_(False)
-    return model if section.load_in_4bit else model.to(precision.device)
+    return model if section.load_in_4bit else model.to(state.device)
 
 
 def _load(loader, section: ModelSection, **options):  # type: ignore[no-untyped-def]  # two loaders, one set of errors

@@ -32,7 +32,7 @@ from sft.files import (
     to_json,
     write_json,
 )
-from sft.launch import Agreement, is_main, rank
+from sft.launch import POLL_S, Agreement, is_main, rank
 from sft.progress import Progress, progress
 from sft.recipe import Recipe
 from sft.reuse import (
@@ -195,6 +195,7 @@ def open_stage(
             raise SystemExit(decision["exit_code"])  # Process 0 says why.
         with _watch(Stage(folder, {}, reused=decision["reused"], is_main=False)) as stage:
             yield stage
+        _await_end(folder)
         return
     with _lock(folder):
         try:
@@ -209,6 +210,18 @@ def open_stage(
         agreement.announce({"reused": stage.reused, "exit_code": None})
         with _watch(stage):
             yield stage
+
+
+def _await_end(folder: Path) -> None:
+    """Wait until process 0 has closed the stage: what comes next reads what it writes.
+
+    Raises:
+        SystemExit: process 0 did not finish; it says why.
+    """
+    while (read_manifest(folder) or {"status": "running"})["status"] == "running":
+        time.sleep(POLL_S)
+    if (read_manifest(folder) or {})["status"] != "finished":
+        raise SystemExit(1)
 
 
 @contextlib.contextmanager
