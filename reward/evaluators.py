@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reward.evaluator import Evaluator
 from reward.offline import EmbeddedEvaluator
+from reward.risk import message_risk
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from sft.candidates import Candidate
 from sft.data import Demonstration, Prompt
@@ -38,7 +39,8 @@ def why_unsafe(row: Demonstration) -> str | None:
 
     The violated questions of the project's rubric by name, or why the answer has no verdict.
     """
-    prompt = Prompt(row.prompt_id, row.prompt, "demonstration", row.topic, "none", "train")
+    risk = message_risk(row.prompt).risk
+    prompt = Prompt(row.prompt_id, row.prompt, "demonstration", row.topic, risk, "train")
     answer = Candidate(
         id=row.prompt_id,
         prompt_id=row.prompt_id,

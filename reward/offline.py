@@ -13,7 +13,7 @@ from reward.flow import check_rubric, wrong_answers
 from reward.fluency import Fluency, fluency
 from reward.injection import judge_directed
 from reward.reading import Reading, read
-from reward.risk import Risk, message_risk, worse
+from reward.risk import Risk
 from reward.rubric import DEFAULT_RUBRIC, Rubric, load_rubric
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -27,7 +27,7 @@ _GARBLED = 0.6  # fluency factor below which a reply is called garbled
 class EmbeddedEvaluator:
     """Grades replies by their wording and runs the rubric's safety flow.
 
-    The flow's risk is the graver of the prompt's own label and of what the message says.
+    The flow follows the prompt's risk: the data's label, or the reading where it has none.
     Criteria that wording cannot tell (accuracy) are left out of `criteria` and of the weights.
 
     Example:
@@ -53,7 +53,7 @@ class EmbeddedEvaluator:
     def assess(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Assessment]:
         """Judge candidates of one prompt; see `reward.evaluator.Evaluator`."""
         said = "\n".join(m["content"] for m in prompt.messages if m["role"] == "user")
-        risk = worse(prompt.risk, message_risk(prompt.messages).risk)
+        risk = prompt.risk
         message = read(prompt.messages[-1]["content"])
         spoiled = judge_directed(said)
         return [self._assess(message, risk, candidate, spoiled) for candidate in candidates]

@@ -21,7 +21,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from reward.evaluator import Assessment
 from reward.injection import judge_directed
-from reward.risk import message_risk, worse
 from reward.rubric import Rubric
 from sft.candidates import Candidate
 from sft.data import Prompt, Risk
@@ -84,7 +83,7 @@ class OpenAIEvaluator:
             return list(pool.map(lambda candidate: self._assess(prompt, candidate), candidates))
 
     def _assess(self, prompt: Prompt, candidate: Candidate) -> Assessment:
-        risk = worse(prompt.risk, message_risk(prompt.messages).risk)
+        risk = prompt.risk
         if not candidate.text.strip():
             return self._unscored(candidate, "empty", 0)
         if judge_directed(candidate.text) or any(

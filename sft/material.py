@@ -8,7 +8,7 @@ required arguments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,13 @@ def training_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
     """
     n = recipe.generate.n_prompts
     if recipe.prompts == CLINIC:
-        people = simulator.practice_prompts(
+        return simulator.practice_prompts(
             "train",
             n or CLINIC_PROMPTS,
             recipe.seed + recipe.round,
             crisis_share=recipe.crisis_share,
             elevated_share=recipe.elevated_share,
         )
-        # Training must do with what a reader of the message can tell: the clinic's own knowledge of
-        # the risk is for the proof alone.
-        return [replace(person, risk=message_risk(person.messages)) for person in people]
     prompts = [p for p in _file_prompts(recipe, message_risk) if p.split == "train"]
     if recipe.held_out is not None:
         prompts = data.without_overlap(prompts, _all_held_out(recipe, message_risk))

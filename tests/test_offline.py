@@ -13,6 +13,7 @@ from reward.flow import wrong_answers
 from reward.injection import judge_directed
 from reward.offline import EmbeddedEvaluator
 from reward.reading import read
+from reward.risk import message_risk
 from reward.rubric import load_rubric
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -40,8 +41,10 @@ def evaluator() -> EmbeddedEvaluator:
     return EmbeddedEvaluator()
 
 
-def prompt(text: str, risk: str = "none") -> Prompt:
-    return Prompt("p", [{"role": "user", "content": text}], "test", "", risk, "train")  # type: ignore[arg-type]
+def prompt(text: str, risk: str | None = None) -> Prompt:
+    messages = [{"role": "user", "content": text}]
+    risk = risk or message_risk(messages).risk
+    return Prompt("p", messages, "test", "", risk, "train")  # type: ignore[arg-type]
 
 
 def judge(
@@ -102,7 +105,8 @@ def test_written_replies_break_or_keep_a_rule(line: str) -> None:
     row = json.loads(line)
     items = load_rubric().items("none")
     wrong = wrong_answers(items, read("I feel low and tired of it all."), read(row["text"]))
-    unsafe = {name for name in wrong if items[name].verdict == "unsafe"}
+    # What is forced depends on the risk in the message, which these rows are not about.
+    unsafe = {n for n in wrong if items[n].verdict == "unsafe" and "forced" not in n}
     assert (row["item"] in unsafe) if row["violates"] else not unsafe
 
 
@@ -133,11 +137,11 @@ def test_the_flow_depends_on_the_risk_in_the_message(
     assert flag in found.flags if flag else not [f for f in found.flags if "_" in f]
 
 
-def test_the_graver_of_label_and_reading_counts(evaluator: EmbeddedEvaluator) -> None:
+def test_the_flow_follows_the_risk_of_the_prompt(evaluator: EmbeddedEvaluator) -> None:
     candidate = Candidate("c", "p", GOOD, "m", 1.0, 1.0, 0, "eos")
     assert evaluator.assess(prompt(NONE, "none"), [candidate])[0].safe
     assert not evaluator.assess(prompt(NONE, "crisis"), [candidate])[0].safe
-    assert not evaluator.assess(prompt(CRISIS, "none"), [candidate])[0].safe
+    assert evaluator.assess(prompt(CRISIS, "none"), [candidate])[0].safe
 
 
 def test_better_replies_score_higher(evaluator: EmbeddedEvaluator) -> None:
