@@ -286,6 +286,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     143 SIGTERM. A user's mistake shows no traceback.
     """
     signal.signal(signal.SIGTERM, _on_sigterm)
+    # A shell that starts a job in the background lets it ignore Ctrl-C; a stage must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _quiet_libraries()
     who = f"error (process {rank()})" if rank() else "error"
     try:

@@ -77,7 +77,7 @@ def rates(pairs):
 
 
 def test_finds_the_acts_of_fresh_replies():
-    precision, recall, _, _ = rates(fresh(700, 1, garble=False))
+    precision, recall, _, _ = rates(fresh(3000, 1, garble=False))
     assert len(recall) >= 20
     assert min(precision.values()) >= 0.97, precision
     assert min(recall.values()) >= 0.97, recall

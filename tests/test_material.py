@@ -120,13 +120,13 @@ def test_the_split_of_one_file_keeps_training_and_proof_apart(tmp_path):
     assert material.files(recipe) == {"prompts": path, "demonstrations": path}
 
 
-def test_the_clinics_training_prompts_are_new_people_each_round_with_the_readers_risk():
+def test_the_clinics_training_prompts_are_new_people_each_round():
     recipe = Recipe(run="t", rounds=2, generate={"n_prompts": 30})
     first = material.training_prompts(recipe, risk_of)
     second = material.training_prompts(recipe.model_copy(update={"round": 2}), risk_of)
     assert len(first) == len(second) == 30
     assert not {p.id for p in first} & {p.id for p in second}
-    assert [p.risk for p in first] == [risk_of(p.messages) for p in first]
+    assert {p.risk for p in first} == {"none", "elevated", "crisis"}
 
 
 @pytest.mark.skipif(
