@@ -38,7 +38,7 @@ from sft.train import (
 
 
 def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
-    """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids` of the pairs that fit.
+    """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids` and `length` of the pairs that fit.
 
     Both replies must hang on the same prompt tokens, so where old turns had to go for one, the pair
     is rendered with the shorter history for both.
@@ -61,8 +61,10 @@ def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
             if chosen is None or rejected is None:
                 too_long += 1
                 continue
+        longer = max(len(chosen.completion_ids), len(rejected.completion_ids))
         rows.append(
             {
+                "length": len(chosen.prompt_ids) + longer,
                 "prompt_ids": chosen.prompt_ids,
                 "chosen_ids": chosen.completion_ids,
                 "rejected_ids": rejected.completion_ids,

@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1, help="of corpus, weights and order")
     parser.add_argument(
-        "--conversations", type=int, default=36_000, help="conversations of the corpus"
+        "--conversations", type=int, default=48_000, help="conversations of the corpus"
     )
     parser.add_argument(
         "--epochs", type=float, default=base.Shape.epochs, help="passes over the corpus"

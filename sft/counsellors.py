@@ -130,7 +130,9 @@ def _say(rng: random.Random, bank: Bank, act: str, case: Case, before: Reply) ->
     if act == "inform":
         return rng.choice(acts["inform_generic"] if generic else case.topic.facts)
     if act == "reflect":
-        told = (*case.told, case.cue) if case.risk == "elevated" else case.told
+        told = case.told
+        if case.risk == "elevated" and rng.random() < SHARE_REFLECT_CUE:
+            told = (case.cue,)
         return sentence(rng.choice(acts["reflect"]).format(hear=mirror(rng.choice(told))))
     if act == "reflect_cue":  # only frames that do not turn a wish to die into one worry of many
         return sentence(rng.choice(acts["reflect"][:3]).format(hear=mirror(case.cue)))

@@ -38,7 +38,7 @@ from sft.runs import Progress, Stage
 class Encoded:
     """Rows for a trainer and what was left out: nothing is truncated in silence."""
 
-    rows: list[dict[str, list[int]]]
+    rows: list[dict[str, Any]]
     too_long: int
     shortened: int
 
@@ -51,12 +51,16 @@ class Encoded:
 
 
 def encode(chat: Chat, demonstrations: Sequence[Demonstration]) -> Encoded:
-    """Token rows with labels on the reply only (prompt positions are -100)."""
+    """Token rows with labels on the reply only (prompt positions are -100).
+
+    `length` (tokens) is for `train_sampling_strategy: group_by_length`.
+    """
     rendered = [chat.render(row.prompt, row.completion) for row in demonstrations]
     rows = [
         {
             "input_ids": r.prompt_ids + r.completion_ids,
             "labels": [-100] * len(r.prompt_ids) + r.completion_ids,
+            "length": len(r.prompt_ids) + len(r.completion_ids),
         }
         for r in rendered
         if r
@@ -118,7 +122,15 @@ def trainer_options(
 
 
 class NanGuard:
-    """Mixin for TRL's trainers: a loss that is no number ends the run before the update."""
+    """Mixin for TRL's trainers: a loss that is no number ends the run before the update.
+
+    It also keeps the column `length`, which `train_sampling_strategy: group_by_length` reads and
+    which the trainers would drop as no input of the model.
+    """
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        self._signature_columns = [*{*self._signature_columns, "length"}]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, forward and backward.

@@ -11,7 +11,8 @@ import torch
 
 from reward.pairs import Pair
 from sft import model as models
-from sft.files import write_rows
+from sft.candidates import Candidate
+from sft.files import read_json, read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,3 +83,21 @@ def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
     )
     assert moved > 1e-3
     assert torch.isfinite(torch.tensor(moved))
+
+
+@pytest.mark.slow
+def test_two_processes_walk_all_stages(tmp_path):
+    """Each stage writes its files once, and no process goes on before its input is there."""
+    settings = ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--runs_dir", str(tmp_path)]
+    settings += ["--use_cpu", "--rounds", "1", "--finetune.max_steps", "2", "--dpo.max_steps", "2"]
+    settings += ["--finetune.n_demonstrations", "64", "--generate.n_prompts", "24"]
+    settings += ["--evaluate.n_prompts", "12", "--evaluate.crisis_prompts", "4"]
+    settings += ["--dpo.per_device_train_batch_size", "4", "--export.force", "true"]
+    launch(2, "align.py", *settings, cwd=tmp_path)
+    run = tmp_path / "quickstart"
+    stages = ("finetune", "candidates", "scores", "pairs", "dpo", "evaluation", "export")
+    for stage in stages:
+        assert read_json(run / stage / "manifest.json")["status"] == "finished"
+    candidates = read_rows(run / "candidates" / "candidates.jsonl", Candidate)
+    assert len({c.id for c in candidates}) == len(candidates) == 24 * 6
+    assert read_json(run / "evaluation" / "report.json")["n_prompts"] == 12
