@@ -31,6 +31,7 @@ from sft.config import ModelSection
 from sft.files import UserError
 from sft.lineage import model_source
 
+GPU_SHARE = 0.8  # of the free memory, for weights; the rest is for what they compute
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -227,6 +228,58 @@ def load_speakers(
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         _to_float32(model)
     return Speakers(model.eval(), tokenizer)
+
+
+def load_streamed(
+    section: ModelSection,
+    adapters: Mapping[str, Path],
+    *,
+    dtype: torch.dtype,
+    max_memory: int,
+    scratch: Path,
+    use_cpu: bool,
+) -> PreTrainedModel:
+    """A model of which only a part is in memory: the rest comes from its files at each use.
+
+    For checks of models that do not fit; never for training. A GPU holds what it has room for.
+
+    Args:
+        section: an unquantised model.
+        adapters: folders by name.
+        dtype: of the weights; that of the files, or they are converted at each use.
+        max_memory: bytes of main memory for weights, the layer at work included.
+        scratch: an empty folder for weights that the files hold in another layout.
+        use_cpu: leave the GPU alone.
+    """
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    limits: dict[int | str, int] = {"cpu": max_memory}
+    device = "cuda:0" if on_gpu else "cpu"
+    if on_gpu:
+        limits[0] = int(GPU_SHARE * torch.cuda.mem_get_info(0)[0])
+    model: PreTrainedModel = _load(
+        AutoModelForCausalLM.from_pretrained,
+        section,
+        dtype=dtype,
+        attn_implementation=section.attn_implementation,
+        use_safetensors=True,
+        device_map="auto",
+        max_memory=limits,
+        offload_folder=str(scratch),
+    )
+    for name, folder in adapters.items():
+        config = LoraConfig.from_pretrained(str(folder))
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = get_peft_model(model, config, adapter_name=name)
+        # PEFT's own loading writes the base's files anew, and moves an adapter to where its layer
+        # is: off the memory. Assigned, its weights stay where they are read to.
+        weights = {
+            f"{key.removesuffix('.weight')}.{name}.weight": tensor.float().to(device)
+            for key, tensor in adapter_weights(folder).items()
+        }
+        model.load_state_dict(weights, strict=False, assign=True)
+    return model.eval()
 
 
 def _to_float32(model: PeftModel) -> None:

@@ -235,10 +235,17 @@ class ExportSection(Section):
         description="largest weights file: 500MB, 2GB",
     )
     merge_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="of the merged weights; auto = as the base is stored"
+        default="auto",
+        description="of the merged weights; auto = bfloat16, or float16 where the base is",
     )
     verify: bool = Field(
         default=True, description="load the result and compare logits and replies; false = off"
+    )
+    max_memory: str = Field(
+        default="3GB",
+        pattern=r"^\d+(\.\d+)?(MB|GB|MiB|GiB)$",
+        description="weights in memory while a merged model is checked, 3GB or more for 8B; a "
+        "larger model is read from disk layer by layer",
     )
     force: bool = Field(
         default=False, description="export without a passing report; the card says so"
