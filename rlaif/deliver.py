@@ -23,7 +23,7 @@ from sft.chat import Chat, system_prompt
 from sft.config import ModelSection, Recipe
 from sft.data import Message
 from sft.files import UserError
-from sft.lineage import model_source
+from sft.hub import model_source
 from sft.model import Speakers
 
 ASKED = (

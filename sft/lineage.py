@@ -11,27 +11,11 @@ from pathlib import Path
 
 from sft.config import Recipe
 from sft.files import UserError, sha256_of
+from sft.hub import model_source
 from sft.runs import stage_folder
 
 BASE_ITSELF = "none"
-EMBEDDED = Path(__file__).parent / "assets" / "base"
 HASHED_BYTES = 2**30  # a second or two to hash
-
-
-def model_source(name_or_path: str) -> str:
-    """Where a model's files are: the shipped folder for "embedded", else the name as given.
-
-    Raises:
-        UserError: the embedded model has not been made.
-    """
-    if name_or_path != "embedded":
-        return name_or_path
-    if not (EMBEDDED / "model.safetensors").is_file():
-        raise UserError(
-            f"the embedded base model is missing from {EMBEDDED}; make it: "
-            "python scripts/build_base.py"
-        )
-    return str(EMBEDDED)
 
 
 def start_adapter(recipe: Recipe) -> Path | None:

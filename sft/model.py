@@ -26,10 +26,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sft import chat
+from sft import chat, hub
 from sft.config import ModelSection
 from sft.files import UserError
-from sft.lineage import model_source
 
 GPU_SHARE = 0.8  # of the free memory, for weights; the rest is for what they compute
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,13 +81,8 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     chat.set_template(tokenizer, section.chat_template)
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         known = tokenizer.get_vocab()
-        spare = (
-            "<|finetune_right_pad_id|>",
-            "<|reserved_special_token_0|>",
-            "<pad>",
-            "[PAD]",
-            "<unk>",
-        )
+        spare = ["<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"]
+        spare += ["<pad>", "[PAD]", "<unk>"]
         tokenizer.pad_token = next(
             (token for token in spare if token in known), tokenizer.eos_token
         )
@@ -125,40 +119,18 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
 
 
 def _load(loader, section: ModelSection, **options):  # type: ignore[no-untyped-def]  # two loaders, one set of errors
-    where = model_source(section.name_or_path)
+    where = hub.model_source(section.name_or_path)
     try:
         return loader(where, revision=section.revision, **options)
     except (OSError, ValueError) as error:
-        raise UserError(_next_step(section.name_or_path, str(error))) from error
+        raise UserError(hub.next_step(section.name_or_path, error)) from error
 
 
 def downloaded(section: ModelSection) -> Path:
     """Folder of a Hub model's files on this machine, fetched where they are not there yet."""
-    files = _load(snapshot_download, section, allow_patterns=["*.json", "*.safetensors", "*.model"])
+    wanted, unwanted = list(hub.MODEL_FILES), list(hub.NOT_NEEDED)
+    files = _load(snapshot_download, section, allow_patterns=wanted, ignore_patterns=unwanted)
     return Path(files)
-
-
-def _next_step(name: str, text: str) -> str:
-    if "gated" in text or "401" in text or "403" in text:
-        return (
-            f"'{name}' is a gated model and this machine has no access to it. Accept its licence "
-            f"on https://huggingface.co/{name}, make a read token on "
-            "https://huggingface.co/settings/tokens, then: export HF_TOKEN=<token>"
-        )
-    if "safetensors" in text:
-        return (
-            f"'{name}' has no safetensors, and pickled weights are not loaded. Convert it once on "
-            "a machine you can lose: https://huggingface.co/docs/safetensors/convert-weights"
-        )
-    if Path(name).is_dir():
-        return (
-            f"'{name}' is a folder, but not of a causal language model that can be loaded: "
-            f"{text.splitlines()[0]}"
-        )
-    return (
-        f"model '{name}' could not be loaded: no such folder, and the Hub did not give it "
-        f"({text.splitlines()[0]}). Give the path of a downloaded model with --model.name_or_path"
-    )
 
 
 def new_adapter(base: PreTrainedModel, section: ModelSection) -> PeftModel:

@@ -14,7 +14,7 @@ from trl import DPOConfig, SFTConfig
 
 from reward.rubric import load_rubric
 from rlaif.dpo import dpo_options
-from sft import config, lineage
+from sft import config, hub
 from sft import model as models
 from sft.chat import system_prompt
 from sft.config import Recipe
@@ -71,7 +71,7 @@ def test_the_small_recipes_run_without_key_network_or_download() -> None:
         recipe = load(CONFIGS / f"{name}.yaml")
         assert recipe.score.evaluator == "embedded"
         assert recipe.evaluate.judge == "practice-clinic"
-        assert Path(lineage.model_source(recipe.model.name_or_path)).is_dir()
+        assert Path(hub.model_source(recipe.model.name_or_path)).is_dir()
         assert recipe.tracking == "none"
 
 

@@ -27,7 +27,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft import lineage
+from sft import hub, lineage
 from sft.candidates import Candidate
 from sft.config import Recipe
 from sft.data import Prompt
@@ -179,7 +179,7 @@ def test_a_second_call_reuses_every_stage_and_says_so(
 
 
 def test_the_exported_adapter_and_the_merged_model_say_what_was_trained(run: Run) -> None:
-    source = lineage.model_source("embedded")
+    source = hub.model_source("embedded")
     exported = run.stage("export")
     tokenizer = AutoTokenizer.from_pretrained(exported / "adapter")
     talk = [{"role": "user", "content": "I cannot sleep and I am tired all day."}]
