@@ -19,6 +19,7 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -83,9 +84,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         known = tokenizer.get_vocab()
         spare = ["<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"]
         spare += ["<pad>", "[PAD]", "<unk>"]
-        tokenizer.pad_token = next(
-            (token for token in spare if token in known), tokenizer.eos_token
-        )
+        tokenizer.pad_token = next((each for each in spare if each in known), tokenizer.eos_token)
     return tokenizer
 
 
@@ -93,9 +92,13 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
     """The frozen base in its compute precision, or in 4-bit NF4 with double quantisation.
 
     Raises:
-        UserError: no such model, no access to a gated one, or no causal language model; with the
-            next step.
+        UserError: no such model, no access to a gated one, no causal language model, or one with
+            fewer positions than `max_length`; with the next step.
     """
+    # Before the weights, which may take long: a recipe knows only models that are here already.
+    config = _load(AutoConfig.from_pretrained, section)
+    if text := hub.too_long(section.max_length, section.name_or_path, config.to_dict()):
+        raise UserError(f"model.max_length: {text}")
     options: dict[str, object] = {
         "dtype": precision.dtype,
         "attn_implementation": section.attn_implementation,

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from sft.hub import known_config, too_long
 from sft.sections import (
     DpoSection,
     EvaluateSection,
@@ -115,7 +116,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        problems = [*_device(self), *_services(self), *_numbers(self)]
+        problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
         if problems:
             raise Impossible(problems)
         return self
@@ -192,14 +193,28 @@ def _numbers(r: Recipe) -> list[Problem]:
         counts = f"{r.evaluate.crisis_prompts} crises among {r.evaluate.n_prompts} prompts"
         text = f"{counts}: lower the former or raise the latter"
         found.append((("evaluate.crisis_prompts", "evaluate.n_prompts"), text))
-    if r.model.max_length <= r.generate.max_new_tokens:
-        text = (
-            f"replies of {r.generate.max_new_tokens} tokens leave no room for a prompt in"
-            f" model.max_length {r.model.max_length}"
-        )
-        found.append((("generate.max_new_tokens", "model.max_length"), text))
     for name, section in (("finetune", r.finetune), ("dpo", r.dpo)):
         for key in sorted(set(section.trainer) & set(type(section).model_fields)):
             text = f"{key} is a setting of its own: set {name}.{key} instead"
             found.append(((f"{name}.trainer.{key}", f"{name}.trainer"), text))
+    return found
+
+
+def _room(r: Recipe) -> list[Problem]:
+    """Tokens that a reply, a prompt and the model's positions must share."""
+    found: list[Problem] = []
+    for name, longest in (
+        ("generate", r.generate.max_new_tokens),
+        ("evaluate", r.evaluate.max_new_tokens),
+    ):
+        if r.model.max_length <= longest:
+            text = (
+                f"replies of {longest} tokens leave no room for a prompt in"
+                f" model.max_length {r.model.max_length}"
+            )
+            found.append(((f"{name}.max_new_tokens", "model.max_length"), text))
+    config = known_config(r.model.name_or_path, r.model.revision)
+    why = too_long(r.model.max_length, r.model.name_or_path, config or {})
+    if why is not None:
+        found.append((("model.max_length", "model.name_or_path"), why))
     return found

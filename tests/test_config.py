@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from pydantic import BaseModel, ValidationError
 
 from sft import config
@@ -168,7 +169,9 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"dpo": {"loss_weights": [1.0, 2.0]}}, "2 weights for 1 losses"),
     ({"pair": {"max_length_ratio": 0.5}}, "never below 1"),
     ({"evaluate": {"n_prompts": 10}}, "120 crises among 10 prompts"),
-    ({"model": {"max_length": 200}}, "leave no room for a prompt"),
+    ({"model": {"max_length": 256}}, "leave no room for a prompt"),
+    ({"evaluate": {"max_new_tokens": 1024}}, "1024 tokens leave no room for a prompt"),
+    ({"model": {"max_length": 2048}}, "'embedded' has 1024 positions: lower it to 1024"),
     ({"dpo": {"trainer": {"learning_rate": 1}}}, "set dpo.learning_rate instead"),
 ]
 
@@ -177,6 +180,42 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 def test_impossible_combinations_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said.replace("+", r"\+")):
         Recipe(run="x", **values)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ('{"max_position_embeddings": 600}', 600),
+        ('{"n_positions": 600}', 600),
+        ('{"text_config": {"max_position_embeddings": 600}}', 600),
+        ('{"model_type": "bloom"}', None),
+    ],
+)
+def test_all_that_has_no_room_is_told_at_once(
+    tmp_path: Path, config: str, limit: int | None
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    argv = ["--run", "x", "--name_or_path", str(tmp_path), "--max_length", "700"]
+    argv += ["--generate.max_new_tokens", "700", "--evaluate.max_new_tokens", "800"]
+    text = mistakes(*argv)
+    assert "--generate.max_new_tokens: generate.max_new_tokens and model.max_length" in text
+    assert "--evaluate.max_new_tokens: evaluate.max_new_tokens and model.max_length" in text
+    assert (f"has {limit} positions" in text) == (limit is not None)
+    assert f"{3 if limit else 2} problems" in text
+
+
+def test_the_limits_of_a_downloaded_model_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text('{"max_position_embeddings": 512}')
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValidationError, match="'some/model' has 512 positions"):
+        Recipe(run="x", model={"name_or_path": "some/model"})
+    Recipe(run="x", model={"name_or_path": "some/other"})
 
 
 def test_what_looks_impossible_and_is_not() -> None:

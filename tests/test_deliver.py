@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def recipe_for(folder: Path, *, load_in_4bit: bool = False, **export: object) -> Recipe:
     model = {"name_or_path": str(folder), "system_prompt": "none", "max_length": 200}
     model |= {"dtype": "float32", "lora_r": 4, "load_in_4bit": load_in_4bit}
-    return Recipe(run="t", use_cpu=True, model=model, export=export, generate={"max_new_tokens": 8})
+    short = {"generate": {"max_new_tokens": 8}, "evaluate": {"max_new_tokens": 8}}
+    return Recipe(run="t", use_cpu=True, model=model, export=export, **short)
 
 
 def dtypes_of(folder: Path) -> set[torch.dtype]:
@@ -174,7 +175,10 @@ base, adapter, out = map(Path, sys.argv[1:])
 model = {"name_or_path": str(base), "system_prompt": "none", "max_length": 256}
 export = {"merge": True, "max_memory": "100MB", "max_shard_size": "50MB"}
 found = deliver.deliver(
-    Recipe(run="t", use_cpu=True, model=model, export=export, generate={"max_new_tokens": 8}),
+    Recipe(
+        run="t", use_cpu=True, model=model, export=export,
+        generate={"max_new_tokens": 8}, evaluate={"max_new_tokens": 8},
+    ),
     adapter, out,
 )
 done = True; watcher.join()

@@ -133,6 +133,13 @@ def test_missing_folder_and_wrong_folder_say_what_to_do(tmp_path):
             models.load_base(section(folder), FLOAT32)
 
 
+def test_a_model_with_fewer_positions_is_refused_before_its_weights(model_folders, monkeypatch):
+    monkeypatch.delattr(models.AutoModelForCausalLM, "from_pretrained")
+    settings = section(model_folders["gpt2"]).model_copy(update={"max_length": 257})
+    with pytest.raises(UserError, match=r"257 tokens, but .* has 256 positions"):
+        models.load_base(settings, FLOAT32)
+
+
 NAME = "meta-llama/Meta-Llama-3-8B-Instruct"
 REQUEST = httpx.Request("GET", f"https://huggingface.co/api/models/{NAME}")
 

@@ -42,6 +42,7 @@ def recipe_for(folder, tmp_path, **sections) -> Recipe:
         finetune=training | sections.pop("finetune", {}),
         dpo=training | sections.pop("dpo", {}),
         generate={"max_new_tokens": 8},
+        evaluate={"max_new_tokens": 8},
     )
 
 
