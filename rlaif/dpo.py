@@ -120,13 +120,9 @@ def check_start(trainer: DPOTrainer) -> Start:
 
 
 def dpo_options(recipe: Recipe, precision: models.Precision, folder: Path) -> dict[str, Any]:
-    """Arguments of TRL's `DPOConfig` by the recipe.
-
-    Raises:
-        UserError: a `trainer:` field that `DPOConfig` does not have.
-    """
+    """Arguments of TRL's `DPOConfig` by the recipe."""
     section = recipe.dpo
-    return trainer_options(section, recipe, precision, folder, DPOConfig) | {
+    return trainer_options(section, recipe, precision, folder) | {
         "beta": section.beta,
         "loss_type": section.loss_type,
         "loss_weights": section.loss_weights,

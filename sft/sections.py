@@ -1,6 +1,6 @@
 """The settings of each stage, with default, unit, range and off-value; `sft.recipe` joins them.
 
-What a stage checks itself: `trainer` (against TRL's configuration) and what needs the model.
+What excludes what, and which fields `trainer` may have, is checked in `sft.recipe`.
 """
 
 from __future__ import annotations

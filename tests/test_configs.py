@@ -47,7 +47,7 @@ def test_a_recipe_loads_for_every_stage(path: Path, stage: str | None) -> None:
 def test_trl_takes_the_training_settings(path: Path, tmp_path: Path) -> None:
     recipe = load(path)
     precision = models.choose_precision(recipe.model.dtype, use_cpu=True)
-    options = trainer_options(recipe.finetune, recipe, precision, tmp_path, SFTConfig)
+    options = trainer_options(recipe.finetune, recipe, precision, tmp_path)
     made = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
     assert made.learning_rate == recipe.finetune.learning_rate
     assert made.optim == recipe.finetune.optim
