@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
             write_rows(stage.path("candidates.jsonl"), made.candidates)
             some = [[c.prompt_id, c.text] for c in made.candidates[:100]]
             track.table("candidates", ["prompt_id", "reply"], some)
-            track.artifact(stage.path("candidates.jsonl"), "candidates", "dataset", uses=start)
+            made_by = [*start.values()]
+            track.artifact(stage.path("candidates.jsonl"), "dataset", uses=made_by)
         stage.finish(["prompts.jsonl", "candidates.jsonl"], **made.counts())
 
 
