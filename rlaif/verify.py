@@ -18,6 +18,7 @@ from sft.files import CheckFailed
 # Largest difference of a logit, in standard deviations of the logits: what rounding the merged
 # weights once may do. A forgotten or doubled update is 10 times that and more.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+FOLLOWED = 32  # positions of a prompt whose logits are compared in `follow`
 MOST_LOST = 0.5  # share of what training changed that rounding may undo
 
 
@@ -26,7 +27,7 @@ class CausalModel(Protocol):
 
     device: torch.device
 
-    def __call__(self, **inputs: torch.Tensor) -> Any:
+    def __call__(self, **inputs: Any) -> Any:
         """Return an output with `logits`."""
         ...
 
@@ -110,7 +111,7 @@ def greedy(
     """
     rows = [list(prompt) for prompt in prompts]
     for _ in range(max_new_tokens):
-        for row, logits in zip(rows, _one_pass(model, rows), strict=True):
+        for row, logits in zip(rows, _one_pass(model, rows, last=1), strict=True):
             row.append(int(logits[-1].argmax()))
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
@@ -118,10 +119,12 @@ def greedy(
 def follow(
     model: CausalModel, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
 ) -> Answers:
-    """Ask a model in one pass for its logits over each prompt and reply.
+    """Ask a model in one pass for its logits over the end of each prompt and over the reply.
 
-    Its own reply is the likeliest token after each position. That is the given reply exactly where
-    greedy decoding gives it: the first token that differs shows.
+    Of a prompt only the last `FOLLOWED` positions: all of them would take gigabytes with a large
+    vocabulary, and what comes before shows in them. The model's own reply is the likeliest token
+    after each position. That is the given reply exactly where greedy decoding gives it: the first
+    token that differs shows.
 
     Args:
         model: in evaluation mode.
@@ -129,26 +132,34 @@ def follow(
         replies: of another model, to each prompt.
     """
     rows = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
-    logits = _one_pass(model, rows)
+    logits = _one_pass(model, rows, last=FOLLOWED + max(map(len, replies)))
     own = [
-        each[len(prompt) - 1 : -1].argmax(-1).tolist()
-        for each, prompt in zip(logits, prompts, strict=True)
+        each[-len(reply) - 1 : -1].argmax(-1).tolist()
+        for each, reply in zip(logits, replies, strict=True)
     ]
     return Answers(logits, own)
 
 
 @torch.inference_mode()
-def _one_pass(model: CausalModel, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits (positions, vocabulary) in float32 of each row, on the CPU.
+def _one_pass(
+    model: CausalModel, rows: Sequence[Sequence[int]], *, last: int
+) -> list[torch.Tensor]:
+    """Logits (last positions, vocabulary) in float32 of each row, on the CPU.
 
     Padding goes to the right, where a causal model does not look from the row's own positions.
     """
-    longest = max(map(len, rows))
+    longest, shortest = max(map(len, rows)), min(map(len, rows))
     padded = [[*row, *[0] * (longest - len(row))] for row in rows]
     # Weights that are not in memory have no device to speak of; accelerate moves the inputs itself.
     device = "cpu" if model.device.type == "meta" else model.device
-    logits = model(input_ids=torch.tensor(padded, device=device)).logits
-    return [each[: len(row)].float().cpu() for each, row in zip(logits, rows, strict=True)]
+    logits = model(
+        input_ids=torch.tensor(padded, device=device), logits_to_keep=last + longest - shortest
+    ).logits
+    # The padding is cut off at the end, so that it does not matter how many positions were kept.
+    ends = [logits.shape[1] - (longest - len(row)) for row in rows]
+    return [
+        each[max(0, end - last) : end].float().cpu() for each, end in zip(logits, ends, strict=True)
+    ]
 
 
 def verify_reloaded(trained: Answers, reloaded: Answers) -> None:

@@ -43,7 +43,7 @@ def known_config(name_or_path: str, revision: str | None) -> dict[str, Any] | No
     folder = EMBEDDED if name_or_path == "embedded" else Path(name_or_path)
     path = folder / "config.json"
     if not folder.is_dir() and name_or_path.count("/") == 1:
-        # Here, because it takes a third of a second.
+        # Here, because it takes a tenth of a second.
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 

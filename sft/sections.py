@@ -242,10 +242,10 @@ class ExportSection(Section):
         default=True, description="load the result and compare logits and replies; false = off"
     )
     max_memory: str = Field(
-        default="3GB",
+        default="2GB",
         pattern=r"^\d+(\.\d+)?(MB|GB|MiB|GiB)$",
-        description="weights in memory while a merged model is checked, 3GB or more for 8B; a "
-        "larger model is read from disk layer by layer",
+        description="weights kept in memory while a merged model is checked; a larger model is "
+        "read from disk layer by layer",
     )
     force: bool = Field(
         default=False, description="export without a passing report; the card says so"

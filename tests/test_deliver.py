@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlaif import deliver as delivery
+from rlaif import verify
 from rlaif.deliver import deliver
 from rlaif.merge import SINGLE, coarsest
 from rlaif.verify import ask, follow, greedy
@@ -105,7 +106,7 @@ def test_a_large_model_is_checked_from_disk(model_folders, tmp_path, family):
     assert {path.name for path in (tmp_path / "export").iterdir()} == {"adapter", "merged"}
 
 
-def test_a_streamed_model_says_what_a_loaded_one_says(model_folders, tmp_path):
+def test_a_streamed_model_says_what_a_loaded_one_says(model_folders, tmp_path, monkeypatch):
     recipe = recipe_for(model_folders["llama"])
     adapter = trained(recipe, tmp_path / "adapter")
     prompts = [[5, 17, 42, 99, 7, 120], [3, 250, 60]]
@@ -126,9 +127,13 @@ def test_a_streamed_model_says_what_a_loaded_one_says(model_folders, tmp_path):
         loaded = ask(policy, prompts, max_new_tokens=6)
         rows = [[*p, *r] for p, r in zip(prompts, replies, strict=True)]
         whole = ask(policy, rows, max_new_tokens=0)
+        monkeypatch.setattr(verify, "FOLLOWED", 2)
+        end = follow(policy, prompts, replies)
     assert loaded.replies == replies
-    for ours, theirs in zip(answers.logits, whole.logits, strict=True):
+    for ours, theirs, last in zip(answers.logits, whole.logits, end.logits, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+        assert torch.allclose(last, theirs[-8:], atol=1e-5)
+    assert end.replies == replies
     with speakers.active("base") as base:
         assert follow(base, prompts, replies).replies != replies
 
