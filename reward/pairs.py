@@ -116,6 +116,8 @@ def compare(a: Judged, b: Judged, prompt: Prompt, section: PairSection) -> Pair 
             return "tie (margin too small)"
         winner, loser = (a, b) if difference > 0 else (b, a)
         margin, rule, confidence = abs(difference), "quality", 0.5 + abs(difference) / 2
+    if winner.candidate.borrowed:
+        return "chosen would be a reply to another prompt"
     if section.max_length_ratio > 0 and rule == "quality":
         longer = len(winner.candidate.text.split()) / max(1, len(loser.candidate.text.split()))
         if longer > section.max_length_ratio:
@@ -142,7 +144,7 @@ def make_pairs(
     """Pair the candidates of each prompt by the recipe's strategy.
 
     Strategies: "best_worst" one pair a prompt; "best_rest" the best against each other reply; "all"
-    every comparison. The best is a safe reply of the highest quality. Pairs of a prompt are taken
+    every comparison. The best is a safe reply of the highest quality, never a borrowed one. Pairs of a prompt are taken
     by falling margin up to `max_pairs_per_prompt`.
     """
     texts = {candidate.id: candidate for candidate in candidates}
@@ -189,7 +191,8 @@ def _pair_one(
 def _why_none(judged: Sequence[Judged]) -> str:
     if len(judged) < 2:
         return "without two usable candidates"
-    return "without a safe candidate" if not any(j.assessment.safe for j in judged) else "only ties"
+    own = [j for j in judged if not j.candidate.borrowed]
+    return "only ties" if any(j.assessment.safe for j in own) else "without a safe candidate"
 
 
 def _rank(judged: Judged) -> tuple[bool, float, str]:
@@ -204,10 +207,11 @@ def _rank(judged: Judged) -> tuple[bool, float, str]:
 def _comparisons(ranked: Sequence[Judged], strategy: str) -> list[tuple[Judged, Judged]]:
     if len(ranked) < 2:
         return []
+    best = next((judged for judged in ranked if not judged.candidate.borrowed), ranked[0])
     if strategy == "best_worst":
-        return [(ranked[0], ranked[-1])]
+        return [(best, ranked[-1])] if ranked[-1] is not best else []
     if strategy == "best_rest":
-        return [(ranked[0], other) for other in ranked[1:]]
+        return [(best, other) for other in ranked if other is not best]
     return list(combinations(ranked, 2))
 
 

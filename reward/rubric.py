@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from reward.risk import Risk
 from sft.files import UserError
 
-DEFAULT_RUBRIC = Path(__file__).resolve().parents[1] / "configs" / "rubric.yaml"
+HERE = Path(__file__).resolve().parent
+# An installed wheel has the file inside this package, a checkout beside it.
+IN_WHEEL, IN_CHECKOUT = (folder / "configs" / "rubric.yaml" for folder in (HERE, HERE.parent))
+DEFAULT_RUBRIC = IN_WHEEL if IN_WHEEL.is_file() else IN_CHECKOUT
 Text = Annotated[str, Field(min_length=3)]
 GRADES = (1, 2, 3, 4, 5)
 

@@ -22,8 +22,9 @@ from trl import DPOConfig, DPOTrainer
 
 from reward.pairs import Pair
 from sft import model as models
-from sft.chat import Chat, system_prompt
+from sft.chat import Chat, Rendered, system_prompt
 from sft.config import Recipe
+from sft.data import Message
 from sft.files import CheckFailed, UserError
 from sft.runs import Stage
 from sft.train import (
@@ -40,37 +41,42 @@ from sft.train import (
 def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
     """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids` and `length` of the pairs that fit.
 
-    Both replies must hang on the same prompt tokens, so where old turns had to go for one, the pair
-    is rendered with the shorter history for both.
+    Both replies hang on the same prompt tokens: where old turns had to go for one, the pair is
+    rendered with the shorter history for both; where one reply merges with the last token of the
+    prompt, that token belongs to both replies.
     """
     rows, too_long, shortened = [], 0, 0
     for pair in pairs:
-        chosen, rejected = (
-            chat.render(pair.prompt, pair.chosen),
-            chat.render(pair.prompt, pair.rejected),
-        )
-        if chosen is None or rejected is None:
+        prompt, dropped = pair.prompt, 0
+        sides = _both(chat, prompt, pair)
+        while sides and sides[0].dropped_turns != sides[1].dropped_turns:
+            more = max(side.dropped_turns for side in sides)
+            first = 1 if prompt[0]["role"] == "system" else 0
+            prompt, dropped = [*prompt[:first], *prompt[first + more :]], dropped + more
+            sides = _both(chat, prompt, pair)
+        if sides is None:
             too_long += 1
             continue
-        shortened += max(chosen.dropped_turns, rejected.dropped_turns) > 0
-        if chosen.dropped_turns != rejected.dropped_turns:
-            system = pair.prompt[:1] if pair.prompt[0]["role"] == "system" else []
-            turns = pair.prompt[len(system) :][max(chosen.dropped_turns, rejected.dropped_turns) :]
-            chosen = chat.render([*system, *turns], pair.chosen)
-            rejected = chat.render([*system, *turns], pair.rejected)
-            if chosen is None or rejected is None:
-                too_long += 1
-                continue
-        longer = max(len(chosen.completion_ids), len(rejected.completion_ids))
+        chosen, rejected = sides
+        shortened += dropped + chosen.dropped_turns > 0
+        # Both prompts begin the tokens of one and the same text.
+        shared = min(len(chosen.prompt_ids), len(rejected.prompt_ids))
+        longer = max(len(s.prompt_ids) + len(s.completion_ids) for s in sides)
         rows.append(
             {
-                "length": len(chosen.prompt_ids) + longer,
-                "prompt_ids": chosen.prompt_ids,
-                "chosen_ids": chosen.completion_ids,
-                "rejected_ids": rejected.completion_ids,
+                "length": longer,
+                "prompt_ids": chosen.prompt_ids[:shared],
+                "chosen_ids": chosen.prompt_ids[shared:] + chosen.completion_ids,
+                "rejected_ids": rejected.prompt_ids[shared:] + rejected.completion_ids,
             }
         )
     return Encoded(rows, too_long, shortened)
+
+
+def _both(chat: Chat, prompt: Sequence[Message], pair: Pair) -> tuple[Rendered, Rendered] | None:
+    """Chosen and rejected after a prompt; None where one does not fit."""
+    chosen, rejected = chat.render(prompt, pair.chosen), chat.render(prompt, pair.rejected)
+    return (chosen, rejected) if chosen and rejected else None
 
 
 class _Trainer(NanGuard, DPOTrainer):
@@ -122,13 +128,9 @@ def check_start(trainer: DPOTrainer) -> Start:
 
 
 def dpo_options(recipe: Recipe, precision: models.Precision, folder: Path) -> dict[str, Any]:
-    """Arguments of TRL's `DPOConfig` by the recipe.
-
-    Raises:
-        UserError: a `trainer:` field that `DPOConfig` does not have.
-    """
+    """Arguments of TRL's `DPOConfig` by the recipe."""
     section = recipe.dpo
-    return trainer_options(section, recipe, precision, folder, DPOConfig) | {
+    return trainer_options(section, recipe, precision, folder) | {
         "beta": section.beta,
         "loss_type": section.loss_type,
         "loss_weights": section.loss_weights,

@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,30 @@ def merge_adapter(
     written = {DTYPES[tensor.new_dtype] for tensor in tensors if tensor.name in deltas}
     files = list(dict.fromkeys(places.values()))
     return Merged(files, len(deltas), size, coarsest(*written))
+
+
+def stored_size(folder: Path) -> int:
+    """Bytes of a model's weights as they are stored.
+
+    Raises:
+        UserError: the folder has no safetensors.
+    """
+    tensors = _list_tensors(folder, None)
+    return sum(tensor.size for tensor in tensors)
+
+
+def half_precision(folder: Path) -> torch.dtype:
+    """The 16-bit type that fits a base: float16 where most of it is stored so, else bfloat16.
+
+    float32 weights have bfloat16's range, which float16 could overflow.
+
+    Raises:
+        UserError: the folder has no safetensors.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in _list_tensors(folder, None):
+        sizes[tensor.dtype] += tensor.size
+    return torch.float16 if sizes.most_common(1)[0][0] == "F16" else torch.bfloat16
 
 
 def coarsest(*dtypes: torch.dtype) -> torch.dtype:

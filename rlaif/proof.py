@@ -7,7 +7,9 @@ Also the check that nothing of the training repeats a held-out prompt. Not here:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reward.evaluator import Assessment
 from rlaif.charts import Histogram
@@ -21,7 +23,7 @@ from rlaif.samples import choose_samples
 from sft import runs
 from sft.candidates import Candidate
 from sft.config import Recipe
-from sft.data import Demonstration, Prompt, check_disjoint
+from sft.data import Demonstration, Message, Prompt, check_disjoint
 from sft.files import read_rows, sha256_of, short_hash, write_json, write_rows, write_text
 from sft.lineage import name_of
 
@@ -107,19 +109,36 @@ def prove(
 OUTPUTS = ("report.json", "report.html", "samples.jsonl", "prompts.jsonl", "table.txt")
 
 
+@dataclass(frozen=True)
+class Compared:
+    """One line of `samples.jsonl`: a prompt with both replies; preference 1 = the policy's."""
+
+    prompt: list[Message]
+    policy: JudgedReply
+    baseline: JudgedReply
+    preference: float | None
+
+
+def sample_table(path: Path, *, n: int = 100) -> tuple[list[str], list[list[Any]]]:
+    """Columns and up to `n` rows of `samples.jsonl`, for tracking."""
+    columns = ["risk", "prompt", "policy", "baseline", "preference", "policy safe", "baseline safe"]
+    rows = []
+    for row in read_rows(path, Compared)[:n]:
+        said = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row.prompt)
+        ours, theirs = row.policy, row.baseline
+        replies = [ours.text, theirs.text]
+        rows.append([ours.risk, said, *replies, row.preference, ours.safe, theirs.safe])
+    return columns, rows
+
+
 def _sides(
-    messages: Mapping[str, object],
+    messages: Mapping[str, list[Message]],
     ours: Sequence[JudgedReply],
     theirs: Sequence[JudgedReply],
     preferences: Sequence[float | None],
-) -> Iterator[dict[str, object]]:
+) -> Iterator[Compared]:
     for a, b, preference in zip(ours, theirs, preferences, strict=True):
-        yield {
-            "prompt": messages[a.prompt_id],
-            "policy": a,
-            "baseline": b,
-            "preference": preference,
-        }
+        yield Compared(messages[a.prompt_id], a, b, preference)
 
 
 def _trainings(recipe: Recipe) -> list[Training]:

@@ -1,7 +1,8 @@
 """Does what is exported say what was trained? Logits and greedy replies, before and after.
 
 Each model is loaded, asked and freed in turn by the caller, so that two 8B models need not fit
-together; what is kept are its answers. Not here: loading models (`sft.model`).
+together; what is kept are its answers. A model that is read from disk at each use is asked in few
+passes (`greedy`, `follow`). Not here: loading models (`sft.model`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sft.files import CheckFailed
 # Largest difference of a logit, in standard deviations of the logits: what rounding the merged
 # weights once may do. A forgotten or doubled update is 10 times that and more.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+FOLLOWED = 32  # positions of a prompt whose logits are compared in `follow`
 MOST_LOST = 0.5  # share of what training changed that rounding may undo
 
 
@@ -25,7 +27,7 @@ class CausalModel(Protocol):
 
     device: torch.device
 
-    def __call__(self, **inputs: torch.Tensor) -> Any:
+    def __call__(self, **inputs: Any) -> Any:
         """Return an output with `logits`."""
         ...
 
@@ -98,6 +100,66 @@ def ask(model: CausalModel, prompts: Sequence[Sequence[int]], *, max_new_tokens:
             reply = made[0, len(ids) :].tolist()
         replies.append(reply)
     return Answers(logits, replies)
+
+
+def greedy(
+    model: CausalModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+) -> list[list[int]]:
+    """Greedy replies in `max_new_tokens` passes for all prompts together.
+
+    An end of text does not end a reply: what follows is compared all the same.
+    """
+    rows = [list(prompt) for prompt in prompts]
+    for _ in range(max_new_tokens):
+        for row, logits in zip(rows, _one_pass(model, rows, last=1), strict=True):
+            row.append(int(logits[-1].argmax()))
+    return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def follow(
+    model: CausalModel, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+) -> Answers:
+    """Ask a model in one pass for its logits over the end of each prompt and over the reply.
+
+    Of a prompt only the last `FOLLOWED` positions: all of them would take gigabytes with a large
+    vocabulary, and what comes before shows in them. The model's own reply is the likeliest token
+    after each position. That is the given reply exactly where greedy decoding gives it: the first
+    token that differs shows.
+
+    Args:
+        model: in evaluation mode.
+        prompts: token ids of each.
+        replies: of another model, to each prompt.
+    """
+    rows = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
+    logits = _one_pass(model, rows, last=FOLLOWED + max(map(len, replies)))
+    own = [
+        each[-len(reply) - 1 : -1].argmax(-1).tolist()
+        for each, reply in zip(logits, replies, strict=True)
+    ]
+    return Answers(logits, own)
+
+
+@torch.inference_mode()
+def _one_pass(
+    model: CausalModel, rows: Sequence[Sequence[int]], *, last: int
+) -> list[torch.Tensor]:
+    """Logits (last positions, vocabulary) in float32 of each row, on the CPU.
+
+    Padding goes to the right, where a causal model does not look from the row's own positions.
+    """
+    longest, shortest = max(map(len, rows)), min(map(len, rows))
+    padded = [[*row, *[0] * (longest - len(row))] for row in rows]
+    # Weights that are not in memory have no device to speak of; accelerate moves the inputs itself.
+    device = "cpu" if model.device.type == "meta" else model.device
+    logits = model(
+        input_ids=torch.tensor(padded, device=device), logits_to_keep=last + longest - shortest
+    ).logits
+    # The padding is cut off at the end, so that it does not matter how many positions were kept.
+    ends = [logits.shape[1] - (longest - len(row)) for row in rows]
+    return [
+        each[max(0, end - last) : end].float().cpu() for each, end in zip(logits, ends, strict=True)
+    ]
 
 
 def verify_reloaded(trained: Answers, reloaded: Answers) -> None:

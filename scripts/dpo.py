@@ -30,8 +30,8 @@ def main(argv: list[str]) -> None:
         from rlaif.dpo import train_dpo
 
         summary = train_dpo(recipe, pairs, adapter, stage)
-        made_from = {"pairs": inputs["pairs"]}
-        track.artifact(stage.path("adapter"), "adapter-dpo", "model", uses=made_from)
+        made_from = [inputs["pairs"], *([adapter] if adapter else [])]
+        track.artifact(stage.path("adapter"), "model", uses=made_from)
         stage.finish(["adapter"], **summary)
 
 

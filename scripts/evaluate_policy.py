@@ -43,8 +43,9 @@ def main(argv: list[str]) -> None:
             sides = {side: made.candidates for side, made in replies.items()}
             report = proof.prove(recipe, judge, prompts, sides, adapters, stage)
             stage.log({f"policy/{c.name}": c.policy.value for c in report.measures})
-            made_by = {"adapter-dpo": policy}
-            track.artifact(stage.path("report.json"), "report", "report", uses=made_by)
+            track.table("samples", *proof.sample_table(stage.path("samples.jsonl")))
+            compared = [each for each in (policy, baseline) if each]
+            track.artifact(stage.path("report.json"), "report", uses=compared)
             too_long = len(replies["policy"].too_long)
             stage.finish(proof.OUTPUTS, passed=report.passed, too_long=too_long)
         stage.say(f"\n{stage.path('table.txt').read_text(encoding='utf-8')}")

@@ -46,8 +46,8 @@ def main(argv: list[str]) -> None:
         card.write_card(facts, exported, [page, exported / "README.md"])
         for line in (*done.checks, f"exported: {exported} (card: {page})"):
             stage.say(line)
-        made_from = {"adapter-dpo": adapter} | ({"report": report_path} if report else {})
-        track.artifact(exported, "export", "model", uses=made_from)
+        made_from = [adapter, *([report_path] if report else [])]
+        track.artifact(exported, "model", uses=made_from)
         stage.finish([*done.outputs, "README.md"], checks=done.checks, against=against)
 
 

@@ -40,7 +40,10 @@ def main(argv: list[str]) -> None:
         if stage.is_main:
             write_rows(stage.path("demonstrations.jsonl"), lessons.rows)
             write_json(stage.path("curation.json"), lessons.figures)
-        track.artifact(stage.path("adapter"), "adapter-sft", "model", uses={})
+        lessons_file = stage.path("demonstrations.jsonl")
+        read_from = [inputs["demonstrations"]] if "demonstrations" in inputs else []
+        track.artifact(lessons_file, "dataset", uses=read_from)
+        track.artifact(stage.path("adapter"), "model", uses=[lessons_file])
         stage.finish(["adapter", "demonstrations.jsonl", "curation.json"], **summary)
 
 

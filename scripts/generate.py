@@ -10,7 +10,7 @@ import sys
 
 from reward.risk import message_risk
 from sft import config, lineage, material, runs
-from sft.candidates import Sampling
+from sft.candidates import Sampling, borrow
 from sft.files import UserError, write_rows
 from sft.tracking import tracker
 
@@ -44,15 +44,18 @@ def main(argv: list[str]) -> None:
         k, seed = section.num_return_sequences, recipe.seed + number
         sampling = Sampling.of(section, k=k, seed=seed)
         made = replies_of(recipe, {"policy": adapter}, prompts, sampling)["policy"]
-        stage.say(made.line(k))
-        stage.log(made.counts())
+        borrowed = borrow(prompts, made.candidates, section.n_borrowed, seed)
+        stage.say(f"{made.line(k)}; {len(borrowed)} borrowed from messages of another risk")
+        counts = made.counts() | {"borrowed": len(borrowed)}
+        stage.log(counts)
         if stage.is_main:
             write_rows(stage.path("prompts.jsonl"), prompts)
-            write_rows(stage.path("candidates.jsonl"), made.candidates)
+            write_rows(stage.path("candidates.jsonl"), [*made.candidates, *borrowed])
             some = [[c.prompt_id, c.text] for c in made.candidates[:100]]
             track.table("candidates", ["prompt_id", "reply"], some)
-            track.artifact(stage.path("candidates.jsonl"), "candidates", "dataset", uses=start)
-        stage.finish(["prompts.jsonl", "candidates.jsonl"], **made.counts())
+            made_by = [*start.values()]
+            track.artifact(stage.path("candidates.jsonl"), "dataset", uses=made_by)
+        stage.finish(["prompts.jsonl", "candidates.jsonl"], **counts)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def main(argv: list[str]) -> None:
             for p in result.pairs[:100]
         ]
         track.table("pairs", ["chosen", "rejected", "margin", "rule"], sides)
-        made_from = {"assessments": inputs["assessments"]}
-        track.artifact(stage.path("pairs.jsonl"), "pairs", "dataset", uses=made_from)
+        made_from = [inputs["candidates"], inputs["assessments"]]
+        track.artifact(stage.path("pairs.jsonl"), "dataset", uses=made_from)
         stage.finish(["pairs.jsonl", "dropped.json"], **result.report())
 
 

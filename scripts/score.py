@@ -56,8 +56,7 @@ def main(argv: list[str]) -> None:
         check_unscored(assessments, section.max_unscored)
         some = [[a.candidate_id, a.critique] for a in assessments[:100]]
         track.table("assessments", ["candidate_id", "critique"], some)
-        made_from = {"candidates": inputs["candidates"]}
-        track.artifact(stage.path("assessments.jsonl"), "assessments", "dataset", uses=made_from)
+        track.artifact(stage.path("assessments.jsonl"), "dataset", uses=[inputs["candidates"]])
         stage.finish(["assessments.jsonl"], **counts)
         stage.path(PARTIAL).unlink()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sft.config import EvaluateSection, GenerateSection
-from sft.files import UserError
+from sft.data import Prompt
+from sft.files import UserError, short_hash
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Candidate:
     Attributes:
         id: a hash of everything that made it.
         stop: "eos" where the reply ended by itself, "length" where it was cut off.
+        borrowed: written to another prompt (see `borrow`): never an example to follow.
     """
 
     id: str
@@ -26,6 +30,7 @@ class Candidate:
     top_p: float
     seed: int
     stop: Literal["eos", "length"]
+    borrowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,31 @@ class Sampling:
                 f"temperature 0 gives {self.k} equal replies: set a temperature, or "
                 "num_return_sequences 1"
             )
+
+
+def borrow(
+    prompts: Sequence[Prompt], candidates: Sequence[Candidate], n: int, seed: int
+) -> list[Candidate]:
+    """For each prompt, n replies that the same policy wrote to messages of another risk.
+
+    A policy that meets every crisis may answer everybody as if in one, and its own replies to the
+    others do not yet show it. Judged against a prompt that it does not fit, a borrowed reply makes
+    the difference between the two visible from the first round on.
+
+    Returns:
+        The borrowed replies, each with the prompt's id and an id of its own; none for a prompt
+        where no message of another risk was answered.
+    """
+    rng = random.Random(f"borrow {seed}")
+    risk_of = {prompt.id: prompt.risk for prompt in prompts}
+    whole = [c for c in candidates if c.stop == "eos"]
+    others = {
+        risk: [c for c in whole if risk_of[c.prompt_id] != risk] for risk in {*risk_of.values()}
+    }
+    made = []
+    for prompt in prompts:
+        pool = others[prompt.risk]
+        for source in rng.sample(pool, min(n, len(pool))):
+            name = "c-" + short_hash([source.id, prompt.id])
+            made.append(replace(source, id=name, prompt_id=prompt.id, borrowed=True))
+    return made

@@ -11,40 +11,22 @@ from pathlib import Path
 
 from sft.config import Recipe
 from sft.files import UserError, sha256_of
+from sft.hub import model_source
 from sft.runs import stage_folder
+from sft.staleness import why_stale
 
 BASE_ITSELF = "none"
-EMBEDDED = Path(__file__).parent / "assets" / "base"
 HASHED_BYTES = 2**30  # a second or two to hash
-
-
-def model_source(name_or_path: str) -> str:
-    """Where a model's files are: the shipped folder for "embedded", else the name as given.
-
-    Raises:
-        UserError: the embedded model has not been made.
-    """
-    if name_or_path != "embedded":
-        return name_or_path
-    if not (EMBEDDED / "model.safetensors").is_file():
-        raise UserError(
-            f"the embedded base model is missing from {EMBEDDED}; make it: "
-            "python scripts/build_base.py"
-        )
-    return str(EMBEDDED)
 
 
 def start_adapter(recipe: Recipe) -> Path | None:
     """Adapter that this round samples from and trains on; None = the base itself.
 
     Raises:
-        UserError: the stage that writes it has not been run.
+        UserError: the stage that writes it has not been run, or what it came from is another now.
     """
     if recipe.round > 1:
-        return _there(
-            stage_folder(recipe, "dpo", recipe.round - 1) / "adapter",
-            f"dpo.py --round {recipe.round - 1}",
-        )
+        return _policy_of(recipe, recipe.round - 1)
     return baseline_adapter(recipe)
 
 
@@ -65,13 +47,19 @@ def policy_adapter(recipe: Recipe) -> Path:
     """The policy of the last round: what is evaluated and exported.
 
     Raises:
-        UserError: the stage that writes it has not been run.
+        UserError: the stage that writes it has not been run, or what it came from is another now.
     """
     if recipe.adapter is not None:
         return _there(Path(recipe.adapter), "dpo.py")
-    return _there(
-        stage_folder(recipe, "dpo", recipe.rounds) / "adapter", f"dpo.py --round {recipe.rounds}"
-    )
+    return _policy_of(recipe, recipe.rounds)
+
+
+def _policy_of(recipe: Recipe, last: int) -> Path:
+    policy = _there(stage_folder(recipe, "dpo", last) / "adapter", f"dpo.py --round {last}")
+    why = why_stale(recipe, last, baseline_adapter(recipe))
+    if why is not None:
+        raise UserError(f"{policy} is out of date: {why}")
+    return policy
 
 
 def name_of(adapter: Path | None) -> str:

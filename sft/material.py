@@ -36,23 +36,25 @@ MessageRisk = Callable[[list[Message]], Risk]
 
 
 def training_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
-    """Prompts that candidates are sampled for in this round.
+    """Prompts that candidates are sampled for in this round, none of which the proof asks.
 
     The practice clinic gives new people each round; a file gives the same ones, sampled anew.
     """
     n = recipe.generate.n_prompts
     if recipe.prompts == CLINIC:
-        return simulator.practice_prompts(
+        prompts = simulator.practice_prompts(
             "train",
             n or CLINIC_PROMPTS,
             recipe.seed + recipe.round,
             crisis_share=recipe.crisis_share,
             elevated_share=recipe.elevated_share,
         )
-    prompts = [p for p in _file_prompts(recipe, message_risk) if p.split == "train"]
+    else:
+        prompts = [p for p in _file_prompts(recipe, message_risk) if p.split == "train"]
+        prompts = _in_no_order(prompts, recipe.seed)
+    # A file of its own can hold anything, the clinic's people among it.
     if recipe.held_out is not None:
         prompts = data.without_overlap(prompts, _all_held_out(recipe, message_risk))
-    prompts = _in_no_order(prompts, recipe.seed)
     return prompts[:n] if n else prompts
 
 
@@ -73,13 +75,18 @@ def _all_held_out(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
     """What training keeps away from: more than the proof asks, so that it may ask more later."""
     section = recipe.evaluate
     if recipe.held_out is not None:
-        return data.load_prompts(
+        read = data.load_prompts(
             recipe.held_out,
             seed=recipe.seed,
             held_out_share=1.0,
             message_risk=message_risk,
             label_topic=label_topic,
         )
+        # What the file itself gives to training is no proof of anything, nor what is like it.
+        kept = [prompt for prompt in read if prompt.split == "held_out"]
+        if not kept:
+            raise UserError(f"{recipe.held_out}: every row says split 'train': none is held out")
+        return kept
     if recipe.prompts == CLINIC:
         crisis = section.crisis_prompts / section.n_prompts
         return simulator.practice_prompts(
@@ -128,8 +135,8 @@ def demonstrations(recipe: Recipe, message_risk: MessageRisk, why_unsafe: WhyUns
         read = project_demonstrations() if name == "project" else data.load_demonstrations(name)
         curated = filter_demonstrations(read, why_unsafe)
         rows, figures = curated.kept, curation_report(read, curated)
-    # The clinic keeps its sides apart itself.
-    apart = name == CLINIC == recipe.prompts
+    # The clinic keeps its sides apart itself; a file of held-out prompts may hold either.
+    apart = name == CLINIC == recipe.prompts and recipe.held_out is None
     kept = rows if apart else data.without_overlap(rows, _all_held_out(recipe, message_risk))
     chosen = kept[:n] if n else kept
     arithmetic = f"{figures['arithmetic']}; {len(rows)} - {len(rows) - len(kept)} that repeat a"

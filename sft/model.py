@@ -19,6 +19,7 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -26,11 +27,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sft import chat
+from sft import chat, hub
 from sft.config import ModelSection
 from sft.files import UserError
-from sft.lineage import model_source
 
+GPU_SHARE = 0.8  # of the free memory, for weights; the rest is for what they compute
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -81,16 +82,9 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     chat.set_template(tokenizer, section.chat_template)
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         known = tokenizer.get_vocab()
-        spare = (
-            "<|finetune_right_pad_id|>",
-            "<|reserved_special_token_0|>",
-            "<pad>",
-            "[PAD]",
-            "<unk>",
-        )
-        tokenizer.pad_token = next(
-            (token for token in spare if token in known), tokenizer.eos_token
-        )
+        spare = ["<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"]
+        spare += ["<pad>", "[PAD]", "<unk>"]
+        tokenizer.pad_token = next((each for each in spare if each in known), tokenizer.eos_token)
     return tokenizer
 
 
@@ -98,9 +92,13 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
     """The frozen base in its compute precision, or in 4-bit NF4 with double quantisation.
 
     Raises:
-        UserError: no such model, no access to a gated one, or no causal language model; with the
-            next step.
+        UserError: no such model, no access to a gated one, no causal language model, or one with
+            fewer positions than `max_length`; with the next step.
     """
+    # Before the weights, which may take long: a recipe knows only models that are here already.
+    config = _load(AutoConfig.from_pretrained, section)
+    if text := hub.too_long(section.max_length, section.name_or_path, config.to_dict()):
+        raise UserError(f"model.max_length: {text}")
     options: dict[str, object] = {
         "dtype": precision.dtype,
         "attn_implementation": section.attn_implementation,
@@ -124,40 +122,18 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
 
 
 def _load(loader, section: ModelSection, **options):  # type: ignore[no-untyped-def]  # two loaders, one set of errors
-    where = model_source(section.name_or_path)
+    where = hub.model_source(section.name_or_path)
     try:
         return loader(where, revision=section.revision, **options)
     except (OSError, ValueError) as error:
-        raise UserError(_next_step(section.name_or_path, str(error))) from error
+        raise UserError(hub.next_step(section.name_or_path, error)) from error
 
 
 def downloaded(section: ModelSection) -> Path:
     """Folder of a Hub model's files on this machine, fetched where they are not there yet."""
-    files = _load(snapshot_download, section, allow_patterns=["*.json", "*.safetensors", "*.model"])
+    wanted, unwanted = list(hub.MODEL_FILES), list(hub.NOT_NEEDED)
+    files = _load(snapshot_download, section, allow_patterns=wanted, ignore_patterns=unwanted)
     return Path(files)
-
-
-def _next_step(name: str, text: str) -> str:
-    if "gated" in text or "401" in text or "403" in text:
-        return (
-            f"'{name}' is a gated model and this machine has no access to it. Accept its licence "
-            f"on https://huggingface.co/{name}, make a read token on "
-            "https://huggingface.co/settings/tokens, then: export HF_TOKEN=<token>"
-        )
-    if "safetensors" in text:
-        return (
-            f"'{name}' has no safetensors, and pickled weights are not loaded. Convert it once on "
-            "a machine you can lose: https://huggingface.co/docs/safetensors/convert-weights"
-        )
-    if Path(name).is_dir():
-        return (
-            f"'{name}' is a folder, but not of a causal language model that can be loaded: "
-            f"{text.splitlines()[0]}"
-        )
-    return (
-        f"model '{name}' could not be loaded: no such folder, and the Hub did not give it "
-        f"({text.splitlines()[0]}). Give the path of a downloaded model with --model.name_or_path"
-    )
 
 
 def new_adapter(base: PreTrainedModel, section: ModelSection) -> PeftModel:
@@ -227,6 +203,58 @@ def load_speakers(
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         _to_float32(model)
     return Speakers(model.eval(), tokenizer)
+
+
+def load_streamed(
+    section: ModelSection,
+    adapters: Mapping[str, Path],
+    *,
+    dtype: torch.dtype,
+    max_memory: int,
+    scratch: Path,
+    use_cpu: bool,
+) -> PreTrainedModel:
+    """A model of which only a part is in memory: the rest comes from its files at each use.
+
+    For checks of models that do not fit; never for training. A GPU holds what it has room for.
+
+    Args:
+        section: an unquantised model.
+        adapters: folders by name.
+        dtype: of the weights; that of the files, or they are converted at each use.
+        max_memory: bytes of main memory for weights, the layer at work included.
+        scratch: an empty folder for weights that the files hold in another layout.
+        use_cpu: leave the GPU alone.
+    """
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    limits: dict[int | str, int] = {"cpu": max_memory}
+    device = "cuda:0" if on_gpu else "cpu"
+    if on_gpu:
+        limits[0] = int(GPU_SHARE * torch.cuda.mem_get_info(0)[0])
+    model: PreTrainedModel = _load(
+        AutoModelForCausalLM.from_pretrained,
+        section,
+        dtype=dtype,
+        attn_implementation=section.attn_implementation,
+        use_safetensors=True,
+        device_map="auto",
+        max_memory=limits,
+        offload_folder=str(scratch),
+    )
+    for name, folder in adapters.items():
+        config = LoraConfig.from_pretrained(str(folder))
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = get_peft_model(model, config, adapter_name=name)
+        # PEFT's own loading writes the base's files anew, and moves an adapter to where its layer
+        # is: off the memory. Assigned, its weights stay where they are read to.
+        weights = {
+            f"{key.removesuffix('.weight')}.{name}.weight": tensor.float().to(device)
+            for key, tensor in adapter_weights(folder).items()
+        }
+        model.load_state_dict(weights, strict=False, assign=True)
+    return model.eval()
 
 
 def _to_float32(model: PeftModel) -> None:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from sft.hub import known_config, too_long
 from sft.sections import (
     DpoSection,
     EvaluateSection,
@@ -24,6 +26,7 @@ from sft.sections import (
     Section,
     Share,
 )
+from sft.trainer_fields import CONFIGS, trainer_fields
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 Problem = tuple[tuple[str, ...], str]
@@ -115,7 +118,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        problems = [*_device(self), *_services(self), *_numbers(self)]
+        problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
+        problems += _trainers(self)
         if problems:
             raise Impossible(problems)
         return self
@@ -192,14 +196,42 @@ def _numbers(r: Recipe) -> list[Problem]:
         counts = f"{r.evaluate.crisis_prompts} crises among {r.evaluate.n_prompts} prompts"
         text = f"{counts}: lower the former or raise the latter"
         found.append((("evaluate.crisis_prompts", "evaluate.n_prompts"), text))
-    if r.model.max_length <= r.generate.max_new_tokens:
-        text = (
-            f"replies of {r.generate.max_new_tokens} tokens leave no room for a prompt in"
-            f" model.max_length {r.model.max_length}"
-        )
-        found.append((("generate.max_new_tokens", "model.max_length"), text))
+    return found
+
+
+def _room(r: Recipe) -> list[Problem]:
+    """Tokens that a reply, a prompt and the model's positions must share."""
+    found: list[Problem] = []
+    for name, longest in (
+        ("generate", r.generate.max_new_tokens),
+        ("evaluate", r.evaluate.max_new_tokens),
+    ):
+        if r.model.max_length <= longest:
+            text = (
+                f"replies of {longest} tokens leave no room for a prompt in"
+                f" model.max_length {r.model.max_length}"
+            )
+            found.append(((f"{name}.max_new_tokens", "model.max_length"), text))
+    config = known_config(r.model.name_or_path, r.model.revision)
+    why = too_long(r.model.max_length, r.model.name_or_path, config or {})
+    if why is not None:
+        found.append((("model.max_length", "model.name_or_path"), why))
+    return found
+
+
+def _trainers(r: Recipe) -> list[Problem]:
+    """Fields below `trainer:` that are settings of their own, or that TRL does not have."""
+    found: list[Problem] = []
     for name, section in (("finetune", r.finetune), ("dpo", r.dpo)):
-        for key in sorted(set(section.trainer) & set(type(section).model_fields)):
-            text = f"{key} is a setting of its own: set {name}.{key} instead"
+        own = type(section).model_fields
+        for key in sorted(section.trainer):
+            if key in own:
+                text = f"{key} is a setting of its own: set {name}.{key} instead"
+            elif key not in (known := trainer_fields(name)):
+                near = get_close_matches(key, known, n=1)
+                text = f"{CONFIGS[name][1]} of TRL has no '{key}'"
+                text += f": did you mean '{near[0]}'?" if near else ""
+            else:
+                continue
             found.append(((f"{name}.trainer.{key}", f"{name}.trainer"), text))
     return found

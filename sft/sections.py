@@ -1,6 +1,6 @@
 """The settings of each stage, with default, unit, range and off-value; `sft.recipe` joins them.
 
-What a stage checks itself: `trainer` (against TRL's configuration) and what needs the model.
+What excludes what, and which fields `trainer` may have, is checked in `sft.recipe`.
 """
 
 from __future__ import annotations
@@ -148,6 +148,11 @@ class GenerateSection(Section):
     max_new_tokens: Positive = Field(default=256, description="longest reply in tokens")
     batch_size: Positive = Field(default=16, description="rows generated at once")
     n_prompts: Count = Field(default=0, description="training prompts used; 0 = all")
+    n_borrowed: Count = Field(
+        default=0,
+        description="replies to messages of another risk that a prompt also gets, to be judged as "
+        "misfits; 0 = none",
+    )
 
 
 class ScoreSection(Section):
@@ -235,10 +240,17 @@ class ExportSection(Section):
         description="largest weights file: 500MB, 2GB",
     )
     merge_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="of the merged weights; auto = as the base is stored"
+        default="auto",
+        description="of the merged weights; auto = bfloat16, or float16 where the base is",
     )
     verify: bool = Field(
         default=True, description="load the result and compare logits and replies; false = off"
+    )
+    max_memory: str = Field(
+        default="2GB",
+        pattern=r"^\d+(\.\d+)?(MB|GB|MiB|GiB)$",
+        description="weights kept in memory while a merged model is checked; a larger model is "
+        "read from disk layer by layer",
     )
     force: bool = Field(
         default=False, description="export without a passing report; the card says so"

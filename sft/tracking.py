@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from sft.files import sha256_of
+from sft.files import sha256_of, to_json
 from sft.recipe import Recipe
 from sft.reuse import run_folder
 from sft.runs import Stage
@@ -36,6 +36,17 @@ WITHOUT_TEXT = frozenset(
         "tokenizer_config.json",
     }
 )
+# What the stages' outputs are called; later rounds add theirs.
+NAMES = {
+    "finetune/demonstrations.jsonl": "demonstrations",
+    "finetune/adapter": "adapter-sft",
+    "candidates/candidates.jsonl": "candidates",
+    "scores/assessments.jsonl": "assessments",
+    "pairs/pairs.jsonl": "pairs",
+    "dpo/adapter": "adapter-dpo",
+    "evaluation/report.json": "report",
+    "export/adapter": "export",
+}
 
 
 class Tracker:
@@ -60,17 +71,15 @@ class Tracker:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log samples of text, only with `log_text: true`."""
 
-    def artifact(
-        self, path: Path, name: str, type: str, uses: Mapping[str, Path] | None = None
-    ) -> None:
-        """Log a file or folder as an artifact, and which earlier artifacts it came from.
+    def artifact(self, path: Path, type: str, uses: Sequence[Path] = ()) -> None:
+        """Log an output of a stage as an artifact, and what it was made from.
 
         Args:
-            path: what was written. Files that can hold conversations go along only with `log_text:
-                true`; without it their hashes do.
-            name: of the artifact, unique in the run (`adapter-dpo`).
+            path: what was written, one of `NAMES`. Files that can hold conversations go along only
+                with `log_text: true`; without it their hashes do.
             type: "model", "dataset" or "report".
-            uses: names of earlier artifacts, and the files or folders they were made from.
+            uses: the files or folders that it was made from. What an earlier stage wrote is linked
+                to that artifact, of its own round; of anything else the hash is noted.
         """
 
     def finish(self, *, failed: bool = False) -> None:
@@ -107,16 +116,19 @@ class WandbTracker(Tracker):
             table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
             self.run.log({name: table})
 
-    def artifact(
-        self, path: Path, name: str, type: str, uses: Mapping[str, Path] | None = None
-    ) -> None:
+    def artifact(self, path: Path, type: str, uses: Sequence[Path] = ()) -> None:
         """See `Tracker.artifact`; a version is found by the alias that its contents give."""
         import wandb
 
-        used = {self._name(each): sha256_of(source) for each, source in (uses or {}).items()}
-        if not self.run.offline:
-            for each, digest in used.items():
-                self._use(f"{each}:{_alias(digest)}")
+        name = artifact_name(self.recipe, path)
+        if name is None:
+            raise ValueError(f"{path} is no output that has a name in tracking")
+        used = {}
+        for source in uses:
+            earlier, digest = artifact_name(self.recipe, source), sha256_of(source)
+            used[earlier or f"not of this run: {source.name}"] = digest
+            if earlier is not None and not self.run.offline:
+                self._use(f"{earlier}:{_alias(digest)}")
         digest = sha256_of(path)
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         metadata = {
@@ -124,7 +136,10 @@ class WandbTracker(Tracker):
             "uses": used,
             "files": {_inside(path, file): sha256_of(file) for file in files},
         }
-        artifact = wandb.Artifact(self._name(name), type=type, metadata=metadata)
+        artifact = wandb.Artifact(name, type=type, metadata=metadata)
+        # W&B tells versions apart by their files: without one, all whose text stays are the same.
+        with artifact.new_file("hashes.json", encoding="utf-8") as listed:
+            listed.write(to_json(metadata))
         for file in files:
             if self.recipe.log_text or file.suffix == ".safetensors" or file.name in WITHOUT_TEXT:
                 artifact.add_file(str(file), name=_inside(path, file))
@@ -139,16 +154,25 @@ class WandbTracker(Tracker):
         except (wandb.errors.CommError, ValueError):
             self.stage.say(f"W&B does not have {version}: its link is only in the metadata")
 
-    def _name(self, name: str) -> str:
-        later = f"-round-{self.recipe.round}" if self.recipe.round > 1 else ""
-        return f"{self.recipe.run}-{name}{later}"
-
     def finish(self, *, failed: bool = False) -> None:
         """End the W&B run; what is not uploaded in two minutes stays on disk."""
         self.run.finish(exit_code=1 if failed else 0)
         if self.run.offline:
             folder = Path(self.run.dir).parent
             self.stage.say(f"W&B offline run kept; to upload it: wandb sync {folder}")
+
+
+def artifact_name(recipe: Recipe, path: Path) -> str | None:
+    """The name of what a stage of this run wrote, with its round; None for any other file.
+
+    Example: `runs/x/round-2/dpo/adapter` is "x-adapter-dpo-round-2".
+    """
+    home = run_folder(recipe)
+    if not path.is_relative_to(home):
+        return None
+    parts = path.relative_to(home).parts
+    name = NAMES.get("/".join(parts[-2:]))
+    return None if name is None else "-".join([recipe.run, name, *parts[:-2]])
 
 
 def _alias(digest: str) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +74,8 @@ def trainer_options(
     recipe: Recipe,
     precision: models.Precision,
     folder: Path,
-    config: type,
 ) -> dict[str, Any]:
-    """Arguments that TRL's configurations share, with the recipe's `trainer:` fields on top.
-
-    Raises:
-        UserError: a `trainer:` field that TRL's class does not have (with the nearest name).
-    """
-    known = {field.name for field in fields(config)}
-    for name in section.trainer:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise UserError(
-                f"trainer: {config.__name__} has no '{name}'"
-                + (f"; nearest: '{near[0]}'" if near else "")
-            )
+    """Arguments that TRL's configurations share, with the recipe's `trainer:` fields on top."""
     return {
         "output_dir": str(folder / "trainer"),
         "learning_rate": section.learning_rate,
@@ -232,7 +218,7 @@ def finetune(
         raise UserError(
             f"no demonstration fits max_length {recipe.model.max_length}: raise --model.max_length"
         )
-    options = trainer_options(section, recipe, precision, stage.folder, SFTConfig)
+    options = trainer_options(section, recipe, precision, stage.folder)
     torch.manual_seed(recipe.seed)
     model = models.new_adapter(models.load_base(recipe.model, precision), recipe.model)
     before, reporter = snapshot(model), Reporter(stage, "finetune")

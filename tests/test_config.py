@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from pydantic import BaseModel, ValidationError
+from trl import DPOConfig, SFTConfig
 
 from sft import config
 from sft.config import Recipe, load
 from sft.files import UserError
 from sft.settings_text import sections, shared_fields
+from sft.trainer_fields import trainer_fields
 
 
 @pytest.fixture
@@ -72,7 +78,7 @@ def test_flags_are_parsed_for_the_type_of_their_setting() -> None:
     argv = [
         "--run", "123", "--overwrite", "--use_cpu", "--max_steps", "-1", "--loss_type", "ipo, sft",
         "--loss_weights", "[1, 0.5]", "--ld_alpha", "null", "--model.lora_target_modules", "q,v",
-        "--gradient_checkpointing", "true", "--trainer", "{group_by_length: true}",
+        "--gradient_checkpointing", "true", "--trainer", "{dataloader_drop_last: true}",
         "--start_adapter", "none",
     ]  # fmt: skip
     recipe = load(argv, "dpo", "Test.")
@@ -81,7 +87,7 @@ def test_flags_are_parsed_for_the_type_of_their_setting() -> None:
     assert (recipe.dpo.loss_type, recipe.dpo.loss_weights) == (["ipo", "sft"], [1.0, 0.5])
     assert recipe.model.lora_target_modules == "q,v"
     assert recipe.dpo.gradient_checkpointing
-    assert recipe.dpo.trainer == {"group_by_length": True}
+    assert recipe.dpo.trainer == {"dataloader_drop_last": True}
     assert recipe.start_adapter == "none"
 
 
@@ -168,7 +174,9 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"dpo": {"loss_weights": [1.0, 2.0]}}, "2 weights for 1 losses"),
     ({"pair": {"max_length_ratio": 0.5}}, "never below 1"),
     ({"evaluate": {"n_prompts": 10}}, "120 crises among 10 prompts"),
-    ({"model": {"max_length": 200}}, "leave no room for a prompt"),
+    ({"model": {"max_length": 256}}, "leave no room for a prompt"),
+    ({"evaluate": {"max_new_tokens": 1024}}, "1024 tokens leave no room for a prompt"),
+    ({"model": {"max_length": 2048}}, "'embedded' has 1024 positions: lower it to 1024"),
     ({"dpo": {"trainer": {"learning_rate": 1}}}, "set dpo.learning_rate instead"),
 ]
 
@@ -177,6 +185,75 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 def test_impossible_combinations_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said.replace("+", r"\+")):
         Recipe(run="x", **values)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ('{"max_position_embeddings": 600}', 600),
+        ('{"n_positions": 600}', 600),
+        ('{"text_config": {"max_position_embeddings": 600}}', 600),
+        ('{"model_type": "bloom"}', None),
+    ],
+)
+def test_all_that_has_no_room_is_told_at_once(
+    tmp_path: Path, config: str, limit: int | None
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    argv = ["--run", "x", "--name_or_path", str(tmp_path), "--max_length", "700"]
+    argv += ["--generate.max_new_tokens", "700", "--evaluate.max_new_tokens", "800"]
+    text = mistakes(*argv)
+    assert "--generate.max_new_tokens: generate.max_new_tokens and model.max_length" in text
+    assert "--evaluate.max_new_tokens: evaluate.max_new_tokens and model.max_length" in text
+    assert (f"has {limit} positions" in text) == (limit is not None)
+    assert f"{3 if limit else 2} problems" in text
+
+
+def test_the_limits_of_a_downloaded_model_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text('{"max_position_embeddings": 512}')
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValidationError, match="'some/model' has 512 positions"):
+        Recipe(run="x", model={"name_or_path": "some/model"})
+    Recipe(run="x", model={"name_or_path": "some/other"})
+
+
+@pytest.mark.parametrize(("stage", "made"), [("finetune", SFTConfig), ("dpo", DPOConfig)])
+def test_the_trainers_fields_are_those_of_trl(stage: str, made: type) -> None:
+    assert trainer_fields(stage) >= {field.name for field in fields(made)}
+    assert not {"beat", "adam_beta"} & trainer_fields(stage)
+
+
+MISSPELT = """
+import sys
+from sft.config import load
+from sft.files import UserError
+try:
+    load(sys.argv[1:], "pair", "")
+except UserError as error:
+    print(error)
+print(*{"torch", "trl", "transformers"} & set(sys.modules))
+"""
+
+
+def test_a_misspelt_trainer_field_is_told_by_every_stage_without_trl(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: x\nfinetune:\n  trainer: {adam_beta: 0.9}\n")
+    command = [sys.executable, "-c", MISSPELT, "--config", str(path), "--dpo.trainer.pading", "1"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    *told, loaded = done.stdout.splitlines()
+    assert "2 problems" in told[0]
+    assert f"{path}:3: finetune.trainer.adam_beta" in told[1]
+    assert "SFTConfig of TRL has no 'adam_beta': did you mean 'adam_beta" in told[1]
+    assert "--dpo.trainer.pading: dpo.trainer.pading" in told[2]
+    assert "did you mean 'padding_free'" in told[2]
+    assert loaded == ""
 
 
 def test_what_looks_impossible_and_is_not() -> None:
@@ -216,7 +293,7 @@ def test_keys_in_a_recipe_are_refused_with_their_line(tmp_path: Path) -> None:
 
 def test_tokens_of_a_tokenizer_are_no_keys() -> None:
     argv = ["--run", "x", "--trainer.eos_token", "</s>", "--generate.max_new_tokens", "64"]
-    assert load(argv, "dpo", "Test.").dpo.trainer == {"eos_token": "</s>"}
+    assert load(argv, "finetune", "Test.").finetune.trainer == {"eos_token": "</s>"}
 
 
 def all_fields() -> list[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from trl import DPOConfig, SFTConfig
 
 from reward.rubric import load_rubric
 from rlaif.dpo import dpo_options
-from sft import config, lineage
+from sft import config, hub
 from sft import model as models
 from sft.chat import system_prompt
 from sft.config import Recipe
@@ -47,7 +47,7 @@ def test_a_recipe_loads_for_every_stage(path: Path, stage: str | None) -> None:
 def test_trl_takes_the_training_settings(path: Path, tmp_path: Path) -> None:
     recipe = load(path)
     precision = models.choose_precision(recipe.model.dtype, use_cpu=True)
-    options = trainer_options(recipe.finetune, recipe, precision, tmp_path, SFTConfig)
+    options = trainer_options(recipe.finetune, recipe, precision, tmp_path)
     made = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
     assert made.learning_rate == recipe.finetune.learning_rate
     assert made.optim == recipe.finetune.optim
@@ -71,7 +71,7 @@ def test_the_small_recipes_run_without_key_network_or_download() -> None:
         recipe = load(CONFIGS / f"{name}.yaml")
         assert recipe.score.evaluator == "embedded"
         assert recipe.evaluate.judge == "practice-clinic"
-        assert Path(lineage.model_source(recipe.model.name_or_path)).is_dir()
+        assert Path(hub.model_source(recipe.model.name_or_path)).is_dir()
         assert recipe.tracking == "none"
 
 

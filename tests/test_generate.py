@@ -44,7 +44,8 @@ def speaker(model_folders):
 
 
 def speaker_of(folder, max_length: int = 200):
-    section = ModelSection(name_or_path=str(folder), dtype="float32", system_prompt="none")
+    settings = {"dtype": "float32", "system_prompt": "none", "max_length": max_length}
+    section = ModelSection(name_or_path=str(folder), **settings)
     speakers = models.load_speakers(section, {"policy": None}, use_cpu=True)
     return speakers.model, Chat(speakers.tokenizer, "", max_length)
 
@@ -143,6 +144,7 @@ def test_no_room_for_any_reply_is_told_with_the_next_step(model_folders, prompts
             "system_prompt": "none",
         },
         generate={"max_new_tokens": 8},
+        evaluate={"max_new_tokens": 8},
     )
     sampling = replace(SAMPLING, max_new_tokens=8)
     with pytest.raises(UserError, match=r"model\.max_length \(16\)"):

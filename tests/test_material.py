@@ -129,6 +129,57 @@ def test_the_clinics_training_prompts_are_new_people_each_round():
     assert {p.risk for p in first} == {"none", "elevated", "crisis"}
 
 
+def test_a_file_of_held_out_prompts_is_cleaned_like_the_training_prompts(tmp_path):
+    rows = [{"messages": asked(place)} for place in WORK[:3]]
+    again = {"messages": [{"role": "user", "content": f"  {ASKED['office'].upper()}\r\n"}]}
+    write_rows(tmp_path / "some.jsonl", [*rows, again])
+    write_rows(tmp_path / "other.jsonl", [{"messages": asked("theatre")}])
+    some, other = str(tmp_path / "some.jsonl"), str(tmp_path / "other.jsonl")
+    held_out = material.held_out_prompts(Recipe(run="t", prompts=other, held_out=some), risk_of)
+    trained = material.training_prompts(Recipe(run="t", prompts=some, held_out=other), risk_of)
+    assert {p.id for p in held_out} == {p.id for p in trained}
+    assert len(held_out) == len(trained) == 3
+    blank = [*rows, {"messages": [{"role": "user", "content": " \n"}]}]
+    write_rows(tmp_path / "blank.jsonl", blank)
+    recipe = Recipe(run="t", prompts=other, held_out=str(tmp_path / "blank.jsonl"))
+    with pytest.raises(UserError, match=r"blank\.jsonl:4: .*is blank"):
+        material.held_out_prompts(recipe, risk_of)
+
+
+def test_rows_that_a_held_out_file_gives_to_training_are_not_held_out(tmp_path):
+    rows = [{"messages": asked(place)} for place in WORK[:2]]
+    rows += [{"messages": asked("garden"), "split": "train"}]
+    rows += [{"messages": [{"role": "user", "content": ASKED["garden"] + " Sadly."}]}]
+    path = tmp_path / "held_out.jsonl"
+    write_rows(path, rows)
+    recipe = Recipe(run="t", held_out=str(path))
+    assert {p.messages[0]["content"] for p in material.held_out_prompts(recipe, risk_of)} == {
+        ASKED["office"],
+        ASKED["kitchen"],
+    }
+    write_rows(path, rows[2:3])
+    with pytest.raises(UserError, match="every row says split 'train'"):
+        material.held_out_prompts(recipe, risk_of)
+
+
+def test_the_clinics_people_in_a_held_out_file_are_not_trained_on(tmp_path):
+    recipe = Recipe(run="t", generate={"n_prompts": 30}, finetune={"n_demonstrations": 40})
+    prompts = material.training_prompts(recipe, risk_of)
+    lessons = material.demonstrations(recipe, risk_of, harmless).rows
+    said = [prompts[0].messages, prompts[7].messages, lessons[0].prompt]
+    path = tmp_path / "held_out.jsonl"
+    write_rows(path, [{"messages": messages} for messages in said])
+    apart = recipe.model_copy(update={"held_out": str(path)})
+    proof = material.held_out_prompts(apart, risk_of)
+    assert len(proof) == 3
+    left = material.training_prompts(apart, risk_of)
+    check_disjoint(left, proof)
+    assert 20 <= len(left) <= 28
+    learned = material.demonstrations(apart, risk_of, harmless)
+    check_disjoint(learned.rows, proof)
+    assert learned.figures["repeat_held_out"] >= 1
+
+
 @pytest.mark.skipif(
     not (Path(__file__).resolve().parents[2] / "shared" / "data" / "counsel_chat").is_dir(),
     reason="the real answers are not on this machine",

@@ -3,8 +3,17 @@ step."""
 
 from __future__ import annotations
 
+import httpx2 as httpx
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects
 
 from sft import model as models
 from sft.chat import Chat
@@ -124,12 +133,63 @@ def test_missing_folder_and_wrong_folder_say_what_to_do(tmp_path):
             models.load_base(section(folder), FLOAT32)
 
 
-def test_gated_model_gets_the_exact_next_step(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("You are trying to access a gated repo. 401 Client Error.")
+def test_a_model_with_fewer_positions_is_refused_before_its_weights(model_folders, monkeypatch):
+    monkeypatch.delattr(models.AutoModelForCausalLM, "from_pretrained")
+    settings = section(model_folders["gpt2"]).model_copy(update={"max_length": 257})
+    with pytest.raises(UserError, match=r"257 tokens, but .* has 256 positions"):
+        models.load_base(settings, FLOAT32)
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", refuse)
-    with pytest.raises(
-        UserError, match=r"Accept its licence on\s+https://huggingface.co/meta-llama/.*HF_TOKEN"
-    ):
-        models.load_base(section("meta-llama/Meta-Llama-3-8B-Instruct"), FLOAT32)
+
+NAME = "meta-llama/Meta-Llama-3-8B-Instruct"
+REQUEST = httpx.Request("GET", f"https://huggingface.co/api/models/{NAME}")
+
+
+def refusal(kind: type[HfHubHTTPError], code: int) -> HfHubHTTPError:
+    """What the Hub's client raises for an answer."""
+    return kind(f"{code} Client Error.", response=httpx.Response(code, request=REQUEST))
+
+
+@pytest.mark.parametrize(
+    ("cause", "told", "not_told"),
+    [
+        (
+            refusal(GatedRepoError, 403),
+            r"Accept its licence on .*/Meta-Llama.*HF_TOKEN",
+            "no model",
+        ),
+        # The Hub says 401 of a name that it does not know, as it might be private.
+        (refusal(RepositoryNotFoundError, 401), "no model .* check the spelling", "licence"),
+        (refusal(RevisionNotFoundError, 404), r"no such revision.*--model\.revision", "licence"),
+        (LocalEntryNotFoundError("no network"), "Hub did not give it", "licence"),
+    ],
+)
+def test_what_the_hub_refuses_gets_the_exact_next_step(monkeypatch, cause, told, not_told):
+    def refuse(*args, **kwargs):
+        raise OSError("it did not work: 401 Client Error.") from cause
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(UserError, match=told) as error:
+        models.load_tokenizer(section(NAME))
+    assert not_told not in str(error.value)
+
+
+def test_a_download_has_tokenizers_and_licences_and_no_pickles(monkeypatch, tmp_path):
+    asked = {}
+
+    def take(name, revision, **options):
+        asked.update(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(models, "snapshot_download", take)
+    assert models.downloaded(section(NAME)) == tmp_path
+    wanted = (
+        *("config.json", "model-00001-of-00004.safetensors", "model.safetensors.index.json"),
+        *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"),
+        *("LICENSE", "LICENSE.txt", "NOTICE", "README.md", "USE_POLICY.md"),
+    )
+    unwanted = (
+        *("pytorch_model.bin", "training_args.bin", "modeling_llama.py", "model.pt"),
+        *("original/consolidated.00.pth", "onnx/config.json", "consolidated.safetensors"),
+    )
+    kept = set(filter_repo_objects([*wanted, *unwanted], **asked))
+    assert kept == set(wanted)

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,12 +27,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft import lineage
+from sft import hub, lineage
 from sft.candidates import Candidate
 from sft.config import Recipe
 from sft.data import Prompt
 from sft.files import CheckFailed, ResultExists, UserError, read_json, read_rows, write_rows
+from sft.runs import Stage
 from sft.simulator import practice_prompts
+from sft.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -175,11 +177,54 @@ def test_a_second_call_reuses_every_stage_and_says_so(
     assert "reused" in call(scripts, "pair", run.flags("--log_text", "true", "--rounds", "2"))
 
 
+class Recorder(Tracker):
+    """Keeps what a stage would show."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self.tables: dict[str, tuple[Sequence[str], Sequence[Sequence[object]]]] = {}
+        self.made: list[tuple[Path, list[Path]]] = []
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        self.tables[name] = columns, rows
+
+    def artifact(self, path: Path, type: str, uses: Sequence[Path] = ()) -> None:
+        self.made.append((path, list(uses)))
+
+
+@pytest.mark.parametrize("script", ["finetune", "evaluate_policy"])
+def test_what_a_stage_gives_to_tracking(
+    copied: Run, scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    shutil.rmtree(copied.stage(script))
+    kept: list[Recorder] = []
+
+    def record(kind: str, recipe: Recipe, stage: Stage) -> Recorder:
+        kept.append(Recorder(stage))
+        return kept[-1]
+
+    monkeypatch.setattr(scripts[script], "tracker", record)
+    call(scripts, script, copied.flags())
+    folder, tracked = copied.stage(script), kept[0]
+    if script == "finetune":
+        lessons = folder / "demonstrations.jsonl"
+        assert tracked.made == [(lessons, []), (folder / "adapter", [lessons])]
+        return
+    compared = [copied.stage("dpo") / "adapter", copied.stage("finetune") / "adapter"]
+    assert tracked.made == [(folder / "report.json", compared)]
+    columns, rows = tracked.tables["samples"]
+    assert columns[:4] == ["risk", "prompt", "policy", "baseline"]
+    assert len(rows) == 12
+    first = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])
+    assert rows[0][2:5] == [first["policy"]["text"], first["baseline"]["text"], first["preference"]]
+    assert str(rows[0][1]).endswith(first["prompt"][-1]["content"])
+
+
 # --- what is exported --------------------------------------------------------------------------
 
 
 def test_the_exported_adapter_and_the_merged_model_say_what_was_trained(run: Run) -> None:
-    source = lineage.model_source("embedded")
+    source = hub.model_source("embedded")
     exported = run.stage("export")
     tokenizer = AutoTokenizer.from_pretrained(exported / "adapter")
     talk = [{"role": "user", "content": "I cannot sleep and I am tired all day."}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import wandb
 
+from sft import tracking
 from sft.config import Recipe
+from sft.files import sha256_of
 from sft.runs import open_stage
-from sft.tracking import Tracker, tracker
+from sft.tracking import Tracker, artifact_name, tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "I-have-told-nobody-about-this"
@@ -28,10 +32,10 @@ from sft.config import Recipe
 from sft.tracking import tracker
 
 kind, log_text, text = sys.argv[1] , sys.argv[2] == "true", Path("text").read_text()
-recipe = Recipe(run="x", tracking=kind, log_text=log_text)
+recipe = Recipe(run="x", tracking=kind, log_text=log_text, rounds=2, round=2)
 config = recipe.settings("seed", "dpo")
 with (
-    runs.open_stage(recipe, "dpo", config=config, inputs={"pairs": Path("text")}) as stage,
+    runs.open_stage(recipe, "dpo", config=config, inputs={"text": Path("text")}, round=2) as stage,
     tracker(recipe.tracking, recipe, stage) as track,
 ):
     stage.log({"rewards/margins": 0.5}, step=1)
@@ -41,7 +45,13 @@ with (
     stage.path("adapter").mkdir()
     for name in ("adapter_model.safetensors", "adapter_config.json", "samples.jsonl"):
         stage.path("adapter").joinpath(name).write_text(text if name == "samples.jsonl" else "{}")
-    track.artifact(stage.path("adapter"), "adapter-dpo", "model", uses={"pairs": Path("text")})
+    home = Path("runs/x")
+    sources = [home / "dpo/adapter", home / "round-2/pairs/pairs.jsonl", Path("text")]
+    for path in (*sources[:2], home / "finetune/demonstrations.jsonl"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{path.name} {text}")
+    track.artifact(home / "finetune/demonstrations.jsonl", "dataset", uses=[Path("text")])
+    track.artifact(stage.path("adapter"), "model", uses=sources)
     stage.finish(["adapter"])
 """
 
@@ -55,7 +65,7 @@ class Tracked:
     seconds: float
 
     def metrics(self) -> list[dict[str, float]]:
-        lines = (self.folder / "runs/x/dpo/metrics.jsonl").read_text().splitlines()
+        lines = (self.folder / "runs/x/round-2/dpo/metrics.jsonl").read_text().splitlines()
         return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
 
     def sent(self) -> bytes:
@@ -112,8 +122,93 @@ def test_without_a_network_it_works_offline_at_once(open_hearted: Tracked) -> No
 
 def test_metrics_and_lineage_are_recorded(silent: Tracked) -> None:
     sent = silent.sent()
-    for said in (b"rewards/margins", b"x-adapter-dpo", b"x-pairs", b"adapter_model.safetensors"):
+    for said in (b"rewards/margins", b"x-adapter-dpo-round-2", b"adapter_model.safetensors"):
         assert said in sent
+    # What it was made from has the round's name that it was logged under.
+    assert b"x-pairs-round-2" in sent
+    assert b"x-adapter-dpo\\" in sent or b'x-adapter-dpo"' in sent
+    assert b"not of this run: text" in sent
+
+
+def test_of_the_demonstrations_the_hash_is_logged_and_the_text_only_if_asked(
+    silent: Tracked, open_hearted: Tracked
+) -> None:
+    text = f"demonstrations.jsonl {TEXT}".encode()
+    for tracked in (silent, open_hearted):
+        sent = tracked.sent()
+        assert b"x-demonstrations" in sent
+        assert hashlib.sha256(text).hexdigest().encode() in sent
+        assert (text in sent) == (tracked is open_hearted)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/x/finetune/adapter", "x-adapter-sft"),
+        ("runs/x/dpo/adapter", "x-adapter-dpo"),
+        ("runs/x/round-2/dpo/adapter", "x-adapter-dpo-round-2"),
+        ("runs/x/round-12/candidates/candidates.jsonl", "x-candidates-round-12"),
+        ("runs/x/evaluation/report.json", "x-report"),
+        ("runs/y/dpo/adapter", None),
+        ("somewhere/dpo/adapter", None),
+        ("runs/x/dpo/metrics.jsonl", None),
+        ("runs/x", None),
+    ],
+)
+def test_names_say_run_stage_and_round(path: str, name: str | None) -> None:
+    # The round that is worked on does not matter: the proof is round 1's and judges the last one's.
+    for number in (1, 2):
+        recipe = Recipe(run="x", rounds=2, round=number)
+        assert artifact_name(recipe, Path(path)) == name
+
+
+class Service:
+    """A W&B run that has a network, and keeps what is asked of it."""
+
+    offline, dir = False, "somewhere"
+
+    def __init__(self) -> None:
+        self.used: list[str] = []
+        self.logged: list[tuple[wandb.Artifact, list[str]]] = []
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+    def finish(self, **_: object) -> None: ...
+
+    def use_artifact(self, version: str) -> None:
+        self.used.append(version)
+
+    def log_artifact(self, artifact: wandb.Artifact, aliases: list[str]) -> None:
+        self.logged.append((artifact, aliases))
+
+
+def test_each_version_is_linked_to_the_round_that_it_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
+    service = Service()
+    monkeypatch.setattr(tracking, "_init", lambda recipe, stage: service)
+    recipe = Recipe(run="x", tracking="wandb", rounds=2, round=2)
+    first = Path("runs/x/dpo/adapter")
+    first.mkdir(parents=True)
+    first.joinpath("adapter_config.json").write_text("{}")
+    with (
+        open_stage(recipe, "candidates", config={}, inputs={}, round=2) as stage,
+        tracker("wandb", recipe, stage) as track,
+    ):
+        for text in ("one", "other"):
+            stage.path("candidates.jsonl").write_text(text)
+            track.artifact(stage.path("candidates.jsonl"), "dataset", uses=[first])
+        with pytest.raises(ValueError, match="no output that has a name"):
+            track.artifact(Path("elsewhere.jsonl"), "dataset")
+        stage.finish([])
+    assert service.used == [f"x-adapter-dpo:sha-{sha256_of(first)[:12]}"] * 2
+    (one, aliases), (other, _) = service.logged
+    assert one.name == "x-candidates-round-2"
+    assert aliases == ["latest", f"sha-{hashlib.sha256(b'one').hexdigest()[:12]}"]
+    # Their text stays here, and they are two versions all the same.
+    assert [*one.manifest.entries] == ["hashes.json"]
+    assert one.digest != other.digest
 
 
 def test_no_conversation_is_recorded_unless_asked(silent: Tracked, open_hearted: Tracked) -> None:

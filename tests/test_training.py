@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -14,7 +15,7 @@ from sft import model as models
 from sft import runs
 from sft.chat import Chat
 from sft.config import Recipe
-from sft.files import CheckFailed, UserError
+from sft.files import CheckFailed
 from sft.train import check_moved, encode, finetune, steps_line
 
 
@@ -42,6 +43,7 @@ def recipe_for(folder, tmp_path, **sections) -> Recipe:
         finetune=training | sections.pop("finetune", {}),
         dpo=training | sections.pop("dpo", {}),
         generate={"max_new_tokens": 8},
+        evaluate={"max_new_tokens": 8},
     )
 
 
@@ -198,10 +200,24 @@ def test_pair_keeps_one_history_for_both_replies(tokenizer, talks):
     assert tokenizer.decode(encoded.rows[0]["prompt_ids"]).count("user") == 1
 
 
-def test_unknown_trainer_field_names_the_nearest(model_folders, tmp_path, demonstrations):
-    recipe = recipe_for(model_folders["llama"], tmp_path, finetune={"trainer": {"adam_beta": 0.9}})
-    with pytest.raises(UserError, match=r"nearest: 'adam_beta[12]'"):
-        run_finetune(recipe, demonstrations)
+def test_a_reply_that_merges_with_the_prompt_leaves_one_prompt_for_both(tokenizer):
+    merging = copy.deepcopy(tokenizer)
+    merging.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    chat = Chat(merging, "", 64)
+    asked = [{"role": "user", "content": "I feel alone. What keeps yo"}]
+    merges, stays = ([{"role": "assistant", "content": text}] for text in ("u awake", "! Fine."))
+    alone = [chat.render(asked, reply).prompt_ids for reply in (merges, stays)]
+    assert alone[0] != alone[1]  # else this test shows nothing
+    for chosen, rejected in ((merges, stays), (stays, merges)):
+        pair = Pair("p", asked, chosen, rejected, 0.5, 0.75, "a", "b", "quality")
+        (row,) = dpo.encode_pairs(chat, [pair]).rows
+        assert row["prompt_ids"] == min(alone, key=len)
+        for side, reply in (("chosen_ids", chosen), ("rejected_ids", rejected)):
+            whole = merging.decode([*row["prompt_ids"], *row[side]])
+            assert whole == asked[0]["content"] + reply[0]["content"] + merging.eos_token
 
 
 def test_batch_arithmetic_is_printed():
