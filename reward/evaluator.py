@@ -77,6 +77,25 @@ class Assessment:
             if not (math.isfinite(grade) and LOWEST_GRADE <= grade <= HIGHEST_GRADE):
                 raise ValueError(f"assessment of {self.candidate_id}: {name} is {grade}, not 1..5")
 
+    @classmethod
+    def without_score(
+        cls, candidate: Candidate, reason: str, *, evaluator: str, rubric: str, tokens: int = 0
+    ) -> Assessment:
+        """What stands for a candidate that could not be judged: the reason, and nothing guessed."""
+        return cls(
+            candidate_id=candidate.id,
+            prompt_id=candidate.prompt_id,
+            criteria={},
+            quality=None,
+            safe=None,
+            flags=[],
+            critique="",
+            evaluator=evaluator,
+            rubric=rubric,
+            unscored=reason,
+            tokens=tokens,
+        )
+
     @property
     def scored(self) -> bool:
         """Whether there is a score (law 1)."""

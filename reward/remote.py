@@ -85,11 +85,11 @@ class OpenAIEvaluator:
     def _assess(self, prompt: Prompt, candidate: Candidate) -> Assessment:
         risk = prompt.risk
         if not candidate.text.strip():
-            return self._unscored(candidate, "empty", 0)
+            return self._unscored(candidate, "empty")
         if judge_directed(candidate.text) or any(
             judge_directed(m["content"]) for m in prompt.messages
         ):
-            return self._unscored(candidate, "injection", 0)
+            return self._unscored(candidate, "injection")
         schema = verdict_schema(self._rubric, risk)
         answer = self._ask(prompt, candidate, schema, risk)
         if answer.failed is not None:
@@ -114,19 +114,9 @@ class OpenAIEvaluator:
             tokens=answer.tokens,
         )
 
-    def _unscored(self, candidate: Candidate, reason: str, tokens: int) -> Assessment:
-        return Assessment(
-            candidate_id=candidate.id,
-            prompt_id=candidate.prompt_id,
-            criteria={},
-            quality=None,
-            safe=None,
-            flags=[],
-            critique="",
-            evaluator=self.name,
-            rubric=self.rubric,
-            unscored=reason,
-            tokens=tokens,
+    def _unscored(self, candidate: Candidate, reason: str, tokens: int = 0) -> Assessment:
+        return Assessment.without_score(
+            candidate, reason, evaluator=self.name, rubric=self.rubric, tokens=tokens
         )
 
     def _ask(self, prompt: Prompt, candidate: Candidate, schema: Verdict, risk: Risk) -> _Answer:

@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reward.intervals import bootstrap_mean, wilson
 from rlaif.compare import build_report
 from rlaif.measures import (
     Resampling,
-    bootstrap_mean,
     difference,
     distinctness,
     interval,
     measure,
     repetition,
     shares_commonest_opening,
-    wilson,
     words,
 )
 from rlaif.results import JudgedReply, Report, report_from_json
@@ -122,7 +121,7 @@ def test_repeated_replies_to_a_prompt_are_no_new_evidence() -> None:
 def test_bootstrap_is_the_same_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values, prompts = [0.1, 0.9, 0.4], ["a", "b", "c"]
     whole = bootstrap_mean(values, prompts, n_resamples=600, seed=0)
-    monkeypatch.setattr("rlaif.measures._CHUNK", 30)
+    monkeypatch.setattr("reward.intervals._CHUNK", 30)
     assert bootstrap_mean(values, prompts, n_resamples=600, seed=0) == pytest.approx(whole)
 
 
