@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sft import files, launch, provenance, runs
+from sft import files, provenance, runs, waiting
 from sft.config import Recipe
 from sft.files import (
     CheckFailed,
@@ -453,7 +453,7 @@ def test_the_decision_of_a_killed_launch_is_not_believed() -> None:
 
 @pytest.mark.parametrize("number", ["0", "1"])
 def test_a_process_that_is_left_alone_says_so(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(waiting, "PATIENCE_S", 0.2)
     monkeypatch.setenv("RANK", number)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="the same runs folder"):
@@ -463,11 +463,11 @@ def test_a_process_that_is_left_alone_says_so(number: str, monkeypatch: pytest.M
 def test_the_token_tells_launches_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    first = launch.token(Path("a"))
-    assert launch.token(Path("a")) != first
+    first = waiting.token(Path("a"))
+    assert waiting.token(Path("a")) != first
     assert str(os.getppid()) in first
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert f"/{os.getppid()}/" not in launch.token(Path("b"))
+    assert f"/{os.getppid()}/" not in waiting.token(Path("b"))
 
 
 # --- provenance --------------------------------------------------------------------------------
