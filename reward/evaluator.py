@@ -39,7 +39,8 @@ class Assessment:
         rubric: Rubric judged by, as name@hash.
         unscored: Reason why there is no score, None where there is one.
         tokens: Tokens paid for, 0 for a local evaluator.
-        cost: Price paid, in US dollars.
+        cost: Price paid in US dollars, where the evaluator knows it; the two of this project do
+            not know prices and leave 0, whatever was paid.
 
     Raises:
         ValueError: A score beside a reason, neither of them, or a number out of its range.

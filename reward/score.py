@@ -97,5 +97,4 @@ def summary(assessments: Sequence[Assessment]) -> dict[str, float]:
         "quality": sum(a.quality or 0.0 for a in scored) / n if n else 0.0,
         **{f"criteria/{name}": value for name, value in means.items()},
         "tokens": sum(a.tokens for a in assessments),
-        "cost": sum(a.cost for a in assessments),
     }

@@ -31,7 +31,7 @@ from sft.files import (
     write_json,
 )
 from sft.launch import is_main, rank
-from sft.progress import Progress, progress
+from sft.progress import Progress
 from sft.recipe import Recipe
 from sft.reuse import (
     MANIFEST,
@@ -48,7 +48,6 @@ __all__ = [
     "Stage",
     "is_main",
     "open_stage",
-    "progress",
     "read_manifest",
     "run_folder",
     "run_script",
