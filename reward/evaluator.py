@@ -12,6 +12,7 @@ from typing import Protocol
 
 from sft.candidates import Candidate
 from sft.data import Prompt
+from sft.files import EvaluatorStopped
 
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 5.0
 
@@ -103,6 +104,18 @@ class Assessment:
         return self.unscored is None
 
 
+class PartlyAssessed(EvaluatorStopped):
+    """The evaluator had to stop amid the candidates of a prompt.
+
+    Attributes:
+        finished: Verdicts that it gave before; they are paid, so that whoever asked keeps them.
+    """
+
+    def __init__(self, message: str, finished: Sequence[Assessment]) -> None:
+        super().__init__(message)
+        self.finished = list(finished)
+
+
 class Evaluator(Protocol):
     """Whoever judges: gives one assessment per candidate, in the order of the candidates."""
 
@@ -119,5 +132,8 @@ class Evaluator(Protocol):
         Returns:
             One assessment per candidate, in the same order; a candidate that could not be judged
             is unscored, with a reason, never a number.
+
+        Raises:
+            PartlyAssessed: The evaluator cannot go on before something is changed.
         """
         ...
