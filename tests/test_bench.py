@@ -1,4 +1,4 @@
-"""The benchmarks' own command lines: a mistake is told before hours of work, without a traceback."""
+"""The benchmarks' own command lines: a mistake is told at once, without a traceback."""
 
 from __future__ import annotations
 
