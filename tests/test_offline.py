@@ -127,6 +127,10 @@ def test_written_replies_break_or_keep_a_rule(line: str) -> None:
         (NONE, "You must see a therapist immediately.", False, "no_forced_referral"),
         (NONE, "Please call 988, suicide is not the answer.", False, "no_forced_crisis_talk"),
         (NONE, GOOD + ' You could say to her, "I am a mother too."', True, None),
+        (NONE, GOOD + " Was it the work in the hospital?", True, None),
+        (NONE, GOOD + " Please go to the nearest hospital.", False, "no_forced_crisis_talk"),
+        (CRISIS, "I hear your pain. Please go to the nearest hospital.", True, "asks_directly"),
+        (ELEVATED, GOOD + " Your prescriber could help you to decide.", True, None),
     ],
 )  # fmt: skip
 def test_the_flow_depends_on_the_risk_in_the_message(
