@@ -5,8 +5,6 @@ pair accuracy is resampled by question; shares of a fixed set of messages get Wi
 """
 
 import json
-import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from reward.evaluator import Assessment, Evaluator
+from reward.intervals import bootstrap_mean, wilson
 from reward.risk import message_risk
 from sft.data import Prompt
 from sft.files import UserError
@@ -103,33 +102,18 @@ def length_matched(pairs: Iterable[Pair], within: float) -> list[Pair]:
     ]
 
 
-def wilson(hits: int, n: int) -> Share:
-    """Return hits / n with Wilson's 95 % score interval (Wilson 1927); n = 0 gives 0..1."""
-    if n == 0:
-        return Share(0.0, 0.0, 1.0, 0)
-    z, p = 1.959964, hits / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Share(p, max(0.0, centre - half), min(1.0, centre + half), n)
+def share_of(hits: int, n: int) -> Share:
+    """Return hits / n with Wilson's interval; n = 0 says nothing: 0..1."""
+    return Share(*wilson(hits, n), n) if n else Share(0.0, 0.0, 1.0, 0)
 
 
 def clustered(scored: Sequence[tuple[str, float]], seed: int = 0) -> Share:
-    """Return a mean over (cluster, value) with a 95 % interval from resampling whole clusters."""
-    clusters: dict[str, list[float]] = {}
-    for key, value in scored:
-        clusters.setdefault(key, []).append(value)
-    sums = [(sum(values), len(values)) for values in clusters.values()]
-    if not sums:
+    """Return a mean over (cluster, value), its interval from resampling whole clusters."""
+    if not scored:
         return Share(0.0, 0.0, 1.0, 0)
-    draw = random.Random(seed)
-    means = []
-    for _ in range(RESAMPLES):
-        sample = draw.choices(sums, k=len(sums))
-        means.append(sum(s for s, _ in sample) / sum(n for _, n in sample))
-    means.sort()
-    mean = sum(s for s, _ in sums) / sum(n for _, n in sums)
-    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
-    return Share(mean, low, high, len(scored))
+    values, clusters = [value for _, value in scored], [key for key, _ in scored]
+    found = bootstrap_mean(values, clusters, n_resamples=RESAMPLES, seed=seed)
+    return Share(*found, len(scored))
 
 
 def pair_accuracy(pairs: Iterable[Pair], score: Callable[[Answer], float]) -> Share:
@@ -181,4 +165,4 @@ def risk_figures(path: Path) -> dict[str, Share]:
                     "read as elevated": read == "elevated",
                 }[name.partition(",")[0]]
                 counts.setdefault(f"{name} [{row['part']}]", []).append(hit)
-    return {name: wilson(sum(hits), len(hits)) for name, hits in sorted(counts.items())}
+    return {name: share_of(sum(hits), len(hits)) for name, hits in sorted(counts.items())}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from reward.fluency import Fluency
 from reward.reading import Reading, content, topics_of
-from reward.risk import Risk
+from sft.data import Risk
 
 _SHORTEST, _LONGEST = 25, 260  # words; fewer say little, more tire someone in distress
 _PERSON = frozenset(("you", "your", "yours", "yourself"))

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from sft.candidates import Candidate
 from sft.data import Prompt
+from sft.files import EvaluatorStopped
 
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 5.0
 
@@ -39,7 +40,8 @@ class Assessment:
         rubric: Rubric judged by, as name@hash.
         unscored: Reason why there is no score, None where there is one.
         tokens: Tokens paid for, 0 for a local evaluator.
-        cost: Price paid, in US dollars.
+        cost: Price paid in US dollars, where the evaluator knows it; the two of this project do
+            not know prices and leave 0, whatever was paid.
 
     Raises:
         ValueError: A score beside a reason, neither of them, or a number out of its range.
@@ -77,10 +79,41 @@ class Assessment:
             if not (math.isfinite(grade) and LOWEST_GRADE <= grade <= HIGHEST_GRADE):
                 raise ValueError(f"assessment of {self.candidate_id}: {name} is {grade}, not 1..5")
 
+    @classmethod
+    def without_score(
+        cls, candidate: Candidate, reason: str, *, evaluator: str, rubric: str, tokens: int = 0
+    ) -> Assessment:
+        """What stands for a candidate that could not be judged: the reason, and nothing guessed."""
+        return cls(
+            candidate_id=candidate.id,
+            prompt_id=candidate.prompt_id,
+            criteria={},
+            quality=None,
+            safe=None,
+            flags=[],
+            critique="",
+            evaluator=evaluator,
+            rubric=rubric,
+            unscored=reason,
+            tokens=tokens,
+        )
+
     @property
     def scored(self) -> bool:
         """Whether there is a score (law 1)."""
         return self.unscored is None
+
+
+class PartlyAssessed(EvaluatorStopped):
+    """The evaluator had to stop amid the candidates of a prompt.
+
+    Attributes:
+        finished: Verdicts that it gave before; they are paid, so that whoever asked keeps them.
+    """
+
+    def __init__(self, message: str, finished: Sequence[Assessment]) -> None:
+        super().__init__(message)
+        self.finished = list(finished)
 
 
 class Evaluator(Protocol):
@@ -99,5 +132,8 @@ class Evaluator(Protocol):
         Returns:
             One assessment per candidate, in the same order; a candidate that could not be judged
             is unscored, with a reason, never a number.
+
+        Raises:
+            PartlyAssessed: The evaluator cannot go on before something is changed.
         """
         ...

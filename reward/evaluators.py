@@ -37,9 +37,10 @@ def make_evaluator(
 def why_unsafe(row: Demonstration) -> str | None:
     """Why a demonstration's answer fails the safety flow for what was asked; None = it passes.
 
-    The violated questions of the project's rubric by name, or why the answer has no verdict.
+    The violated questions of the project's rubric by name, or why the answer has no verdict. The
+    flow follows the source's label of risk, or the reading where there is none.
     """
-    risk = message_risk(row.prompt).risk
+    risk = row.risk or message_risk(row.prompt).risk
     prompt = Prompt(row.prompt_id, row.prompt, "demonstration", row.topic, risk, "train")
     answer = Candidate(
         id=row.prompt_id,

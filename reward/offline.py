@@ -13,10 +13,9 @@ from reward.flow import check_rubric, wrong_answers
 from reward.fluency import Fluency, fluency
 from reward.injection import judge_directed
 from reward.reading import Reading, read
-from reward.risk import Risk
 from reward.rubric import DEFAULT_RUBRIC, Rubric, load_rubric
 from sft.candidates import Candidate
-from sft.data import Prompt
+from sft.data import Prompt, Risk
 from sft.files import UserError
 
 _GRADED = frozenset(("empathy", "relevance", "helpfulness", "clarity", "autonomy"))
@@ -83,25 +82,10 @@ class EmbeddedEvaluator:
             evaluator=self.name,
             rubric=self.rubric,
             unscored=None,
-            tokens=0,
-            cost=0.0,
         )
 
     def _unscored(self, candidate: Candidate, reason: str) -> Assessment:
-        return Assessment(
-            candidate_id=candidate.id,
-            prompt_id=candidate.prompt_id,
-            criteria={},
-            quality=None,
-            safe=None,
-            flags=[],
-            critique="",
-            evaluator=self.name,
-            rubric=self.rubric,
-            unscored=reason,
-            tokens=0,
-            cost=0.0,
-        )
+        return Assessment.without_score(candidate, reason, evaluator=self.name, rubric=self.rubric)
 
 
 def _notes(reply: Reading, fluent: Fluency) -> list[str]:

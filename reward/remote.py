@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import textwrap
 import unicodedata
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import openai
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from reward.evaluator import Assessment
+from reward.evaluator import Assessment, PartlyAssessed
 from reward.injection import judge_directed
 from reward.rubric import Rubric
 from sft.candidates import Candidate
@@ -31,6 +32,15 @@ RETRIES = 5
 TIMEOUT_S = 120.0
 MAX_TOKENS = 700
 LOCAL_KEY = "none"  # local servers want some key
+QUOTED = 300  # characters of a service's own message; some repeat the whole request
+# Requests that may fail as malformed before any was answered. One may be due to its reply (too
+# long for the model); so many are due to the settings, and every other would fail too.
+REJECTED = 3
+CHANGE = (
+    "Change the model (score.evaluator_model, evaluate.judge_model) or base_url: the service must "
+    "offer that model under <base_url>/chat/completions, and the model must take response_format "
+    "json_schema, temperature 0 and max_completion_tokens"
+)
 
 Verdict = type[BaseModel]
 
@@ -72,24 +82,37 @@ class OpenAIEvaluator:
         )
         self.name, self.model = f"openai:{model}", model
         self._rubric, self.rubric = rubric, rubric.id
+        self._answered, self._rejected = False, 0
 
     def assess(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Assessment]:
         """Judge each candidate by itself; requests run in parallel.
 
         Raises:
-            EvaluatorStopped: the service refuses to go on (key, credit, unknown model).
+            PartlyAssessed: the service refuses to go on (key, credit, unknown model, a request that
+                it does not understand); it carries what was answered before.
         """
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            return list(pool.map(lambda candidate: self._assess(prompt, candidate), candidates))
+            asked = [pool.submit(self._assess, prompt, candidate) for candidate in candidates]
+            wait(asked, return_when=FIRST_EXCEPTION)
+            for each in asked:
+                each.cancel()  # what is on the wire goes on and is waited for
+        ended = [each for each in asked if not each.cancelled()]
+        finished = [each.result() for each in ended if each.exception() is None]
+        for error in (each.exception() for each in ended):
+            if isinstance(error, EvaluatorStopped):
+                raise PartlyAssessed(str(error), finished) from error
+            if error is not None:
+                raise error
+        return finished
 
     def _assess(self, prompt: Prompt, candidate: Candidate) -> Assessment:
         risk = prompt.risk
         if not candidate.text.strip():
-            return self._unscored(candidate, "empty", 0)
+            return self._unscored(candidate, "empty")
         if judge_directed(candidate.text) or any(
             judge_directed(m["content"]) for m in prompt.messages
         ):
-            return self._unscored(candidate, "injection", 0)
+            return self._unscored(candidate, "injection")
         schema = verdict_schema(self._rubric, risk)
         answer = self._ask(prompt, candidate, schema, risk)
         if answer.failed is not None:
@@ -114,19 +137,9 @@ class OpenAIEvaluator:
             tokens=answer.tokens,
         )
 
-    def _unscored(self, candidate: Candidate, reason: str, tokens: int) -> Assessment:
-        return Assessment(
-            candidate_id=candidate.id,
-            prompt_id=candidate.prompt_id,
-            criteria={},
-            quality=None,
-            safe=None,
-            flags=[],
-            critique="",
-            evaluator=self.name,
-            rubric=self.rubric,
-            unscored=reason,
-            tokens=tokens,
+    def _unscored(self, candidate: Candidate, reason: str, tokens: int = 0) -> Assessment:
+        return Assessment.without_score(
+            candidate, reason, evaluator=self.name, rubric=self.rubric, tokens=tokens
         )
 
     def _ask(self, prompt: Prompt, candidate: Candidate, schema: Verdict, risk: Risk) -> _Answer:
@@ -145,18 +158,9 @@ class OpenAIEvaluator:
                 temperature=0,
                 max_completion_tokens=MAX_TOKENS,
             )
-        except (
-            openai.AuthenticationError,
-            openai.PermissionDeniedError,
-            openai.NotFoundError,
-        ) as error:
-            raise EvaluatorStopped(f"{self.name} refuses: {error.message}") from error
-        except openai.RateLimitError as error:
-            if error.code == "insufficient_quota":
-                raise EvaluatorStopped(f"{self.name}: no credit left: {error.message}") from error
-            return _Answer("", "rate limit", 0)
         except openai.APIError as error:
-            return _Answer("", f"service: {type(error).__name__}", 0)
+            return _Answer("", self._why_none(error), 0)
+        self._answered = True
         tokens = response.usage.total_tokens if response.usage else 0
         if not response.choices:
             return _Answer("", "service: no choices", tokens)
@@ -166,6 +170,35 @@ class OpenAIEvaluator:
         if choice.message.refusal or choice.finish_reason == "content_filter":
             return _Answer("", "refused", tokens)
         return _Answer(choice.message.content or "", None, tokens)
+
+    def _why_none(self, error: openai.APIError) -> str:
+        """Why a request has no answer.
+
+        Raises:
+            EvaluatorStopped: no other request would have one either.
+        """
+        said = textwrap.shorten(error.message, QUOTED)
+        match error:
+            case openai.AuthenticationError() | openai.PermissionDeniedError():
+                raise EvaluatorStopped(f"{self.name} refuses: {said}. Check OPENAI_API_KEY")
+            case openai.NotFoundError():
+                raise EvaluatorStopped(
+                    f"{self.client.base_url} does not know {self.model}: {said}. {CHANGE}"
+                )
+            case openai.RateLimitError():
+                if error.code == "insufficient_quota":
+                    raise EvaluatorStopped(f"{self.name}: no credit left: {said}")
+                return "rate limit"
+            case openai.BadRequestError() | openai.UnprocessableEntityError():
+                if error.code == "content_filter":
+                    return "refused"
+                self._rejected += 1
+                if not self._answered and self._rejected >= REJECTED:
+                    raise EvaluatorStopped(
+                        f"{self.name} understood none of the first {REJECTED} requests: {said}. "
+                        f"{CHANGE}"
+                    )
+        return f"service: {type(error).__name__}"
 
 
 def verdict_schema(rubric: Rubric, risk: Risk) -> Verdict:

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import get_args
 
 from reward.lexicon import Hit, matcher
 from reward.text import Sentence, sentences
+from sft.data import Risk
 
-Risk = Literal["none", "elevated", "crisis"]
-LEVELS: tuple[Risk, ...] = ("none", "elevated", "crisis")
+LEVELS: tuple[Risk, ...] = get_args(Risk)  # from the least to the gravest
 
 _CRISIS = frozenset(
     (

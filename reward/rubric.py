@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from reward.risk import Risk
+from sft.data import Risk
 from sft.files import UserError
 
 HERE = Path(__file__).resolve().parent

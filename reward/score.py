@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reward.evaluator import Assessment, Evaluator
+from reward.evaluator import Assessment, Evaluator, PartlyAssessed
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import CheckFailed, read_rows, storage_errors, to_json
@@ -32,6 +32,7 @@ def score(
             score is asked again, because the cause may be mended.
 
     Raises:
+        EvaluatorStopped: the evaluator cannot go on; what it had finished is in `partial`.
         StorageError: the disk is full.
     """
     verdicts = _earlier(partial, evaluator)
@@ -39,13 +40,20 @@ def score(
     for candidate in candidates:
         asked.setdefault(candidate.prompt_id, []).append(candidate)
     with storage_errors(partial), partial.open("a", encoding="utf-8") as file:
+
+        def keep(found: Sequence[Assessment]) -> None:
+            verdicts.update((assessment.candidate_id, assessment) for assessment in found)
+            file.writelines(to_json(assessment) + "\n" for assessment in found)
+            file.flush()
+
         for prompt in prompts:
             group = asked.get(prompt.id, [])
             new = [candidate for candidate in group if candidate.id not in verdicts]
-            for assessment in evaluator.assess(prompt, new) if new else []:
-                verdicts[assessment.candidate_id] = assessment
-                file.write(to_json(assessment) + "\n")
-            file.flush()
+            try:
+                keep(evaluator.assess(prompt, new) if new else [])
+            except PartlyAssessed as stopped:
+                keep(stopped.finished)
+                raise
             advance(len(group))
     return [verdicts[candidate.id] for candidate in candidates]
 
@@ -97,5 +105,4 @@ def summary(assessments: Sequence[Assessment]) -> dict[str, float]:
         "quality": sum(a.quality or 0.0 for a in scored) / n if n else 0.0,
         **{f"criteria/{name}": value for name, value in means.items()},
         "tokens": sum(a.tokens for a in assessments),
-        "cost": sum(a.cost for a in assessments),
     }

@@ -74,6 +74,7 @@ def build_report(
     prompts_hash: str,
     gate: Gate,
     resampling: Resampling,
+    n_outside: int = 0,
 ) -> Report:
     """Compare the two sides.
 
@@ -90,6 +91,7 @@ def build_report(
         prompts_hash: of the held-out prompts.
         gate: the conditions of a release.
         resampling: how the bootstrap draws prompts.
+        n_outside: judged prompts that lie outside what the judge was made for; 0 = none.
 
     Raises:
         ValueError: the rows do not belong together.
@@ -99,7 +101,9 @@ def build_report(
     named = {comparison.name: comparison for comparison in overall}
     checks = gate.checks(named)
     n_prompts = len({row.prompt_id for row in policy_rows})
-    found = findings.find(named, by_risk, policy_rows, baseline_rows, n_prompts=n_prompts)
+    found = findings.find(
+        named, by_risk, policy_rows, baseline_rows, n_prompts=n_prompts, n_outside=n_outside
+    )
     return Report(
         policy=policy,
         baseline=baseline,

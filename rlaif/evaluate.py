@@ -13,7 +13,7 @@ from reward.evaluator import Assessment, Evaluator
 from reward.evaluators import make_evaluator
 from rlaif.measures import repetition, words
 from rlaif.results import JudgedReply
-from sft import ground_truth
+from sft import ground_truth, simulator
 from sft.candidates import Candidate
 from sft.config import Recipe
 from sft.data import Prompt
@@ -29,6 +29,10 @@ class Judge(Protocol):
     name: str
     rubric: str
 
+    def knows(self, prompt: Prompt) -> bool:
+        """Whether the prompt is of the kind that this judge was made for."""
+        ...
+
     def judge(self, prompt: Prompt, reply: Candidate) -> JudgedReply:
         """Verdict on one reply; unscored with a reason where there is none."""
         ...
@@ -43,6 +47,10 @@ class ClinicJudge:
 
     name = "practice-clinic"
     rubric = "ground-truth"
+
+    def knows(self, prompt: Prompt) -> bool:
+        """It recognises the clinic's own wording; elsewhere it misses what is said otherwise."""
+        return prompt.source == simulator.SOURCE
 
     def judge(self, prompt: Prompt, reply: Candidate) -> JudgedReply:
         """Verdict by the acts that the text holds."""
@@ -79,6 +87,10 @@ class EvaluatorJudge:
         self.name = evaluator.name
         self.rubric = evaluator.rubric
         self._verdicts: dict[str, Assessment] = {}
+
+    def knows(self, prompt: Prompt) -> bool:
+        """A rubric is made for whatever people write."""
+        return True
 
     def judge(self, prompt: Prompt, reply: Candidate) -> JudgedReply:
         """Verdict by the rubric; grades 1..5 become 0..1."""

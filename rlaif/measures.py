@@ -1,22 +1,18 @@
 """Measures with their intervals: the statistics of a comparison, and what is measured of a text.
 
-No model and no judge. Not here: which columns are compared (`rlaif.compare`), what may be released
-(`rlaif.safety`), how it is shown (`rlaif.report`).
+No model and no judge. Not here: the intervals themselves (`reward.intervals`), which columns are
+compared (`rlaif.compare`), what may be released (`rlaif.safety`), how it is shown (`rlaif.report`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from reward.intervals import bootstrap_mean, wilson
 
-Z95 = 1.959964  # 97.5 % quantile of the normal distribution: two-sided 95 %
-_CHUNK = 4_000_000  # drawn indices held at once: 32 MB
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 
@@ -47,56 +43,6 @@ class Resampling:
 
     n: int
     seed: int
-
-
-def bootstrap_mean(
-    values: Sequence[float], clusters: Sequence[str], *, n_resamples: int, seed: int
-) -> tuple[float, float, float]:
-    """Mean and its 95 % percentile-bootstrap interval, whole clusters drawn with replacement.
-
-    Replies to one prompt are not independent, so prompts are drawn, not replies: Davison & Hinkley
-    (1997), "Bootstrap Methods and their Application", section 3.8; percentile interval: Efron &
-    Tibshirani (1993), eq. 13.5.
-
-    Args:
-        values: one figure per reply, shape (n,), n >= 1.
-        clusters: the prompt of each reply, shape (n,).
-        n_resamples: how often the clusters are drawn.
-        seed: of the draw; the same input gives the same interval.
-
-    Returns:
-        (mean, low, high), in the unit of the values.
-    """
-    codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    sums = np.bincount(codes, weights=np.asarray(values, dtype=float))
-    counts = np.bincount(codes)
-    n = len(counts)
-    rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // n)
-    means: list[NDArray[np.float64]] = []
-    for start in range(0, n_resamples, step):
-        drawn = rng.integers(0, n, size=(min(step, n_resamples - start), n))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(sums.sum() / counts.sum()), float(low), float(high)
-
-
-def wilson(k: float, n: int) -> tuple[float, float, float]:
-    """Share k / n and its 95 % score interval.
-
-    Wilson (1927), JASA 22:209: it holds at 0 and 1 and for small n.
-
-    Args:
-        k: successes, 0..n.
-        n: independent trials, >= 1.
-
-    Returns:
-        (share, low, high), within 0..1.
-    """
-    p = k / n
-    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-    return p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def interval(

@@ -76,6 +76,7 @@ def prove(
             judge, prompts, replies["policy"], replies["baseline"], bar.advance
         )
     policy = adapters["policy"]
+    judged = {row.prompt_id for row in ours}
     report = build_report(
         ours,
         theirs,
@@ -88,6 +89,7 @@ def prove(
         prompts_hash=short_hash([prompt.id for prompt in prompts]),
         gate=Gate(win_rate_above=recipe.evaluate.min_win_rate_low),
         resampling=Resampling(n=recipe.evaluate.bootstrap, seed=recipe.seed),
+        n_outside=sum(not judge.knows(prompt) for prompt in prompts if prompt.id in judged),
     )
     messages = {prompt.id: prompt.messages for prompt in prompts}
     write_report(

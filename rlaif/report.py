@@ -138,7 +138,7 @@ def training_curves(trainings: Sequence[Training]) -> list[Curve]:
         return made
 
     curves = [
-        Curve("Supervised loss", lines("finetune", {"loss": "training", "eval_loss": "held out"})),
+        Curve("Supervised loss", lines("finetune", {"loss": "training"})),
         Curve("DPO loss", lines("dpo", {"loss": "loss"}), (LN2, "ln 2: no preference yet")),
         Curve(
             "Rewards of chosen and rejected",

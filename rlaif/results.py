@@ -7,14 +7,15 @@ Frozen types only. Not here: how a figure is computed (`rlaif.measures`), which 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from rlaif.measures import Measure
+from sft.data import Risk
 from sft.files import UserError
 
-RISKS = ("none", "elevated", "crisis")
+RISKS: tuple[str, ...] = get_args(Risk)
 
 
 @dataclass(frozen=True)

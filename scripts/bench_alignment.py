@@ -19,7 +19,7 @@ from rlaif.report import table
 from rlaif.results import JudgedReply
 from rlaif.safety import Gate
 from sft import runs
-from sft.files import read_json, read_rows, write_json
+from sft.files import UserError, read_json, read_rows, write_json
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,22 @@ class Sample:
     preference: float | None
 
 
+def read_seeds(text: str) -> list[int]:
+    """Read comma-separated whole numbers from 0, each once; anything else is a `UserError`."""
+    parts = text.split(",")
+    numbers = all(part.isascii() and part.isdigit() for part in parts)
+    if not numbers or len(set(map(int, parts))) < len(parts):
+        raise UserError(f"--seeds {text}: not different whole numbers like 3407,1,2")
+    return [int(part) for part in parts]
+
+
 def main() -> None:
     """Run the seeds and pool their replies."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.yaml", help="recipe of the runs")
-    parser.add_argument("--seeds", default="3407,1,2", help="comma-separated seeds")
+    parser.add_argument("--seeds", default="3407,1,2", help="comma-separated whole numbers from 0")
     args, settings = parser.parse_known_args()
-    seeds = [int(seed) for seed in args.seeds.split(",")]
+    seeds = read_seeds(args.seeds)
     pooled: list[Sample] = []
     each = []
     for seed in seeds:

@@ -18,6 +18,9 @@ class Candidate:
 
     Attributes:
         id: a hash of everything that made it.
+        seed: the sampling's seed + k for reply number k = 0, 1, ... to a prompt: it tells the
+            replies to a prompt apart. No reply can be drawn again from it alone: a batch's random
+            numbers come from a hash of the sampling's seed and the batch's prompts.
         stop: "eos" where the reply ended by itself, "length" where it was cut off.
         borrowed: written to another prompt (see `borrow`): never an example to follow.
     """

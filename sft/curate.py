@@ -79,7 +79,7 @@ def project_rows() -> list[ProjectDemonstration]:
 def project_demonstrations(paraphrases: bool = True) -> list[Demonstration]:
     """Return the project's demonstrations: 98 pairs, or 98 x (1 + 3) = 392 with paraphrases."""
     rows = project_rows()
-    pairs = [Demonstration(row.id, row.prompt, row.completion, row.topic) for row in rows]
+    pairs = [Demonstration(row.id, row.prompt, row.completion, row.topic, row.risk) for row in rows]
     if not paraphrases:
         return pairs
     return expand_paraphrases(pairs, {row.id: row.paraphrases for row in rows})

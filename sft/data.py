@@ -41,12 +41,14 @@ class Demonstration:
     """A prompt and the reply to imitate: `completion` holds exactly one assistant message.
 
     A paraphrase keeps the `prompt_id` of its original, so that both stay on one side of the split.
+    `risk` is of the prompt's message, None where the source does not say.
     """
 
     prompt_id: str
     prompt: list[Message]
     completion: list[Message]
     topic: str = ""
+    risk: Risk | None = None
 
 
 _PromptOrDemonstration = TypeVar("_PromptOrDemonstration", Prompt, Demonstration)
@@ -145,6 +147,7 @@ def load_demonstrations(source: str) -> list[Demonstration]:
             prompt=row.prompt,
             completion=[{"role": "assistant", "content": row.reply or ""}],
             topic=_text(row, "topic"),
+            risk=_given_risk(row),
         )
         for row in best.values()
     ]

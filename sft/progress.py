@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from sft.launch import is_main
-
-Item = TypeVar("Item")
 
 TTY_INTERVAL_S = 0.2
 LOG_INTERVAL_S = 10.0
@@ -79,18 +76,6 @@ class Progress:
             return
         self.stream.write(f"\r{text}\x1b[K{end}" if self.tty else f"{text}{end}")
         self.stream.flush()
-
-
-def progress(
-    items: Iterable[Item], label: str, total: int | None = None, unit: str = "items"
-) -> Iterator[Item]:
-    """Yield `items` and show the progress through them; `total` where they have no length."""
-    if total is None:
-        total = len(items) if isinstance(items, Sized) else 0
-    with Progress(total, label, unit) as bar:
-        for item in items:
-            yield item
-            bar.advance()
 
 
 def duration(seconds: float) -> str:

@@ -7,8 +7,6 @@ an error; an unfinished one starts afresh. Not here: what a stage does, and W&B 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import math
 import os
@@ -32,8 +30,8 @@ from sft.files import (
     to_json,
     write_json,
 )
-from sft.launch import POLL_S, Agreement, is_main, rank
-from sft.progress import Progress, progress
+from sft.launch import is_main, rank
+from sft.progress import Progress
 from sft.recipe import Recipe
 from sft.reuse import (
     MANIFEST,
@@ -43,13 +41,13 @@ from sft.reuse import (
     run_folder,
     stage_folder,
 )
+from sft.waiting import Agreement, await_end, locked
 
 __all__ = [
     "Progress",
     "Stage",
     "is_main",
     "open_stage",
-    "progress",
     "read_manifest",
     "run_folder",
     "run_script",
@@ -57,7 +55,6 @@ __all__ = [
 ]
 
 METRICS = "metrics.jsonl"
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -195,9 +192,9 @@ def open_stage(
             raise SystemExit(decision["exit_code"])  # Process 0 says why.
         with _watch(Stage(folder, {}, reused=decision["reused"], is_main=False)) as stage:
             yield stage
-        _await_end(folder)
+        await_end(folder)
         return
-    with _lock(folder):
+    with locked(folder):
         try:
             now = new_manifest(recipe, config, inputs)
             found = finished_result(folder, now, overwrite=recipe.overwrite)
@@ -212,18 +209,6 @@ def open_stage(
             yield stage
 
 
-def _await_end(folder: Path) -> None:
-    """Wait until process 0 has closed the stage: what comes next reads what it writes.
-
-    Raises:
-        SystemExit: process 0 did not finish; it says why.
-    """
-    while (read_manifest(folder) or {"status": "running"})["status"] == "running":
-        time.sleep(POLL_S)
-    if (read_manifest(folder) or {})["status"] != "finished":
-        raise SystemExit(1)
-
-
 @contextlib.contextmanager
 def _watch(stage: Stage) -> Iterator[Stage]:
     """Note in the manifest whatever ends a stage early."""
@@ -234,27 +219,6 @@ def _watch(stage: Stage) -> Iterator[Stage]:
     except BaseException as error:
         stage._fail(error)
         raise
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a stage; the system drops the lock however this process ends."""
-    path = folder.with_name(f".{folder.name}.lock")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is working on {folder}: wait until it ends, or stop it"
-            ) from None
-        except OSError as error:
-            # A mounted Drive on Colab knows no locks; there is one user then.
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
 
 
 def _start(stage: Stage, keep: Sequence[str]) -> None:

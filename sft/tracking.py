@@ -50,7 +50,7 @@ NAMES = {
 
 
 class Tracker:
-    """Metrics into `metrics.jsonl`, no more; what reused stages and other ranks get, too."""
+    """Does nothing: metrics are the stage's own; what reused stages and other ranks get, too."""
 
     def __init__(self, stage: Stage) -> None:
         """Track one stage."""
@@ -63,10 +63,6 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Finish; a stage that raised is marked as failed."""
         self.finish(failed=kind is not None)
-
-    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers; the same as `Stage.log`, which a tracker follows too."""
-        self.stage.log(metrics, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log samples of text, only with `log_text: true`."""

@@ -74,8 +74,8 @@ def test_the_practice_clinic_is_left_as_it_is():
 
 def test_the_projects_demonstrations_are_curated_too():
     recipe = Recipe(run="t", demonstrations="project")
-    whole = material.demonstrations(recipe, risk_of, harmless)
-    assert whole.figures["dropped"] == {}
+    whole = material.demonstrations(recipe, risk_of, why_unsafe)
+    assert (whole.figures["dropped"], whole.figures["kept"]) == ({}, 392)
     with pytest.raises(UserError, match=r"392 read - \(392\) dropped = 0 kept.*392 unsafe: a test"):
         material.demonstrations(recipe, risk_of, lambda row: "a test")
 

@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reward.intervals import bootstrap_mean, wilson
 from rlaif.compare import build_report
 from rlaif.measures import (
     Resampling,
-    bootstrap_mean,
     difference,
     distinctness,
     interval,
     measure,
     repetition,
     shares_commonest_opening,
-    wilson,
     words,
 )
 from rlaif.results import JudgedReply, Report, report_from_json
@@ -58,6 +57,7 @@ def compare(
     baseline: list[JudgedReply],
     preferences: list[float | None] | None = None,
     gate: Gate | None = None,
+    n_outside: int = 0,
 ) -> Report:
     return build_report(
         policy,
@@ -71,6 +71,7 @@ def compare(
         prompts_hash="cd" * 8,
         gate=gate or Gate(),
         resampling=DRAWS,
+        n_outside=n_outside,
     )
 
 
@@ -122,7 +123,7 @@ def test_repeated_replies_to_a_prompt_are_no_new_evidence() -> None:
 def test_bootstrap_is_the_same_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values, prompts = [0.1, 0.9, 0.4], ["a", "b", "c"]
     whole = bootstrap_mean(values, prompts, n_resamples=600, seed=0)
-    monkeypatch.setattr("rlaif.measures._CHUNK", 30)
+    monkeypatch.setattr("reward.intervals._CHUNK", 30)
     assert bootstrap_mean(values, prompts, n_resamples=600, seed=0) == pytest.approx(whole)
 
 
@@ -292,6 +293,31 @@ def test_chance_is_not_called_a_change() -> None:
     rng = random.Random(0)
     rows = [[reply(f"p{i}", repetition=rng.random()) for i in range(50)] for _ in range(2)]
     assert not [f for f in compare(*rows).findings if "repetition" in f]
+
+
+def test_a_change_that_the_printed_digits_do_not_show_is_no_finding() -> None:
+    low = [reply(f"p{i}", fluent=1.0, repetition=0.0, words=4) for i in range(200)]
+    for fluent, told in ((0.9999, False), (0.99, True)):
+        found = compare([replace(row, fluent=fluent) for row in low], low).findings
+        assert any("fluency fell from 1.00 to 0.99" in f for f in found) is told
+        assert not any("from 1.00 to 1.00" in f for f in found)
+    repeated = compare([replace(row, repetition=0.0001) for row in low], low).findings
+    assert not any("repetition" in f for f in repeated)
+    for empathy, told in ((0.3101, False), (0.33, True)):
+        warmer = crises(120, 90, empathy=empathy)
+        found = compare(warmer, crises(120, 80, empathy=0.31)).findings
+        assert any("warmth was bought" in f for f in found) is told
+    longer = compare([replace(row, words=5 if i == 0 else 4) for i, row in enumerate(low)], low)
+    assert any("as long as before: 4.0 words" in f for f in longer.findings)
+
+
+def test_a_judge_outside_its_domain_gives_indications_only() -> None:
+    rows = crises(20, 2)
+    assert not any("indications only" in f for f in compare(rows, rows).findings)
+    found = compare(rows, rows, n_outside=15).findings
+    told = [f for f in found if "indications only" in f]
+    assert len(told) == 1
+    assert told[0].startswith("Warning: 15 of 20 held-out prompts are outside")
 
 
 def test_unscored_replies_are_told_with_their_reasons() -> None:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from reward.remote import OpenAIEvaluator, read_verdict, request_messages, verdict_schema
+from reward.remote import (
+    IN_FLIGHT,
+    REJECTED,
+    OpenAIEvaluator,
+    read_verdict,
+    request_messages,
+    verdict_schema,
+)
 from reward.rubric import load_rubric
+from reward.score import score
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import EvaluatorStopped
@@ -43,14 +51,19 @@ def completion(content: str | None, finish: str = "stop") -> dict[str, Any]:
     }
 
 
+Script = Callable[[dict[str, Any]], tuple[int, object]]
+
+
 @contextmanager
-def server(status: int, body: object) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that answers everything alike, and what it was asked."""
+def scripted(script: Script) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server that answers with the status and body of `script`, and what it was asked."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(request)
+            status, body = script(request)
             text = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -69,7 +82,7 @@ def server(status: int, body: object) -> Iterator[tuple[str, list[dict[str, Any]
 
 def judged(status: int, body: object, reply: Candidate = REPLY) -> Any:
     """The assessment of one reply by such a server."""
-    with server(status, body) as (url, asked):
+    with scripted(lambda request: (status, body)) as (url, asked):
         return OpenAIEvaluator(RUBRIC, model="judge", base_url=url).assess(PROMPT, [reply])[
             0
         ], asked
@@ -124,6 +137,83 @@ def test_refusal_of_service_stops_with_its_own_exit_code(status):
     with pytest.raises(EvaluatorStopped) as caught:
         judged(status, {"error": {"message": "no"}})
     assert caught.value.exit_code == 3
+
+
+def replies(n: int) -> list[Candidate]:
+    return [Candidate(f"c{i}", "p", f"Reply {i}.", "m", 1.0, 1.0, i, "eos") for i in range(n)]
+
+
+def about(request: dict[str, Any], reply: Candidate) -> bool:
+    return reply.text in request["messages"][1]["content"]
+
+
+GOOD = (200, completion(json.dumps(verdict())))
+MALFORMED = (400, {"error": {"message": "Unsupported value: 'temperature'", "code": None}})
+
+
+def test_what_was_answered_before_a_stop_is_kept_and_not_paid_twice(tmp_path):
+    group, ready = replies(4), threading.Barrier(len(replies(4)))
+
+    def no_credit_for_the_third(request: dict[str, Any]) -> tuple[int, object]:
+        ready.wait(timeout=30)  # all are on the wire before the service says no
+        return (403, {"error": {"message": "pay"}}) if about(request, group[2]) else GOOD
+
+    partial = tmp_path / "partial.jsonl"
+    with scripted(no_credit_for_the_third) as (url, asked):
+        stopping = OpenAIEvaluator(RUBRIC, model="judge", base_url=url)
+        with pytest.raises(EvaluatorStopped, match="pay"):
+            score(stopping, [PROMPT], group, lambda n: None, partial=partial)
+    assert len(asked) == 4
+    with scripted(lambda request: GOOD) as (url, asked):
+        mended = OpenAIEvaluator(RUBRIC, model="judge", base_url=url)
+        made = score(mended, [PROMPT], group, lambda n: None, partial=partial)
+    assert [about(request, group[2]) for request in asked] == [True]
+    assert [a.candidate_id for a in made if a.scored] == [c.id for c in group]
+
+
+def test_after_a_stop_nothing_new_is_asked():
+    body = {"error": {"message": "no"}}
+    with scripted(lambda request: (401, body)) as (url, asked), pytest.raises(EvaluatorStopped):
+        OpenAIEvaluator(RUBRIC, model="judge", base_url=url).assess(PROMPT, replies(100))
+    assert len(asked) <= 2 * IN_FLIGHT
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_request_that_the_service_never_understands_stops_and_says_what_to_change(status):
+    with (
+        scripted(lambda request: (status, MALFORMED[1])) as (url, _),
+        pytest.raises(EvaluatorStopped, match=r"'temperature'.*score\.evaluator_model") as caught,
+    ):
+        OpenAIEvaluator(RUBRIC, model="judge", base_url=url).assess(PROMPT, replies(REJECTED))
+    assert caught.value.exit_code == 3
+
+
+def test_an_unknown_model_says_what_to_change():
+    with pytest.raises(EvaluatorStopped, match=r"/v1/ does not know judge.*evaluate\.judge_model"):
+        judged(404, {"error": {"message": "no such model", "code": "model_not_found"}})
+
+
+def test_one_reply_that_the_service_does_not_understand_is_unscored():
+    group = replies(REJECTED + 2)
+
+    def only_the_first(request: dict[str, Any]) -> tuple[int, object]:
+        return GOOD if about(request, group[0]) else MALFORMED
+
+    with scripted(only_the_first) as (url, _):
+        evaluator = OpenAIEvaluator(RUBRIC, model="judge", base_url=url)
+        first = evaluator.assess(PROMPT, group[:1])
+        others = evaluator.assess(PROMPT, group[1:])
+    assert first[0].scored
+    assert {a.unscored for a in others} == {"service: BadRequestError"}
+    assert judged(*MALFORMED)[0].unscored == "service: BadRequestError"
+
+
+def test_a_request_that_the_content_filter_turned_down_is_refused():
+    body = {"error": {"message": "filtered", "code": "content_filter"}}
+    with scripted(lambda request: (400, body)) as (url, _):
+        evaluator = OpenAIEvaluator(RUBRIC, model="judge", base_url=url)
+        found = evaluator.assess(PROMPT, replies(REJECTED + 1))
+    assert {a.unscored for a in found} == {"refused"}
 
 
 def test_text_for_the_judge_is_never_sent():

@@ -82,6 +82,84 @@ def test_wording(text: str, expected: str) -> None:
     assert risk(text) == expected
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # sleep
+        "I have not slept well for weeks because of my exams.",
+        "I haven't slept properly since the move.",
+        "I hardly slept all weekend, the neighbours had a party.",
+        "I sleep six hours a night and I am tired.",
+        "Why do I wake up at 3am every night?",
+        "Why do I wake up exhausted?",
+        "Without eight hours of sleep I am useless.",
+        "If I don't get eight hours I'm useless.",
+        # work, chores, other people
+        "I cannot cope with the workload.",
+        "How do I survive exam week?",
+        "How long will this last, and how do we survive it?",
+        "What is the point of this meeting?",
+        "It was a waste of time.",
+        "I need a better job, and someone who listens.",
+        "My doctor says there is no reason to worry.",
+        "It's the one hour when nobody wants anything from me.",
+        "I'm hopeless at names and a hopeless perfectionist.",
+        "The holiday was heaven.",
+        "I attempted what you suggested.",
+        "My attempts to cheer him up fail.",
+        # fear, and what strikes without hands
+        "I'm scared to go back to the supermarket.",
+        "I'm scared to tell my parents that I failed.",
+        "I'm scared of my driving test, the motorway scares me.",
+        "The tiredness hits me again after lunch.",
+        "He hurt my feelings, but he keeps himself busy.",
+        "I don't eat breakfast.",
+    ],
+)
+def test_everyday_trouble_is_no_risk(text: str) -> None:
+    assert risk(text) == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I haven't slept at all for four days.", "elevated"),
+        ("I have not slept in a week.", "elevated"),
+        ("I've been sleeping two hours a night for a week and I feel amazing.", "elevated"),
+        ("For eight days I have needed no more than three hours of sleep.", "elevated"),
+        ("Without sleep I want to die.", "crisis"),
+        ("Why do I even wake up?", "crisis"),
+        ("Why do I wake up every day?", "crisis"),
+        ("I can't cope with this anymore.", "elevated"),
+        ("How do I keep going?", "crisis"),
+        ("How do I live without her?", "elevated"),
+        ("How long would it take to die?", "crisis"),
+        ("What is the point of living?", "crisis"),
+        ("I am just a waste of time.", "crisis"),
+        ("My kids deserve a better mum.", "crisis"),
+        ("They need someone better than me.", "crisis"),
+        ("I see no reason to go on.", "crisis"),
+        ("Nobody wants me.", "elevated"),
+        ("I am hopeless at life.", "elevated"),
+        ("My attempts to kill myself failed.", "crisis"),
+        ("I attempted it again last night.", "crisis"),
+        ("I'm scared to go home when he has been drinking.", "elevated"),
+        ("I'm terrified of his temper.", "elevated"),
+        ("My husband scares me.", "elevated"),
+        ("He hit me again last night.", "elevated"),
+        ("He pressed me against the door.", "elevated"),
+        ("It hit me that everyone would be better off without me.", "crisis"),
+        ("My brother tried to hang himself.", "elevated"),
+        ("My sister hates herself and starves herself.", "elevated"),
+        ("He threw himself off a bridge.", "elevated"),
+        ("Most nights I binge and throw up.", "elevated"),
+        ("I haven't eaten in days.", "elevated"),
+    ],
+)
+def test_what_stands_beside_the_everyday_wording_still_counts(text: str, expected: str) -> None:
+    assert risk(text) == expected
+
+
 def test_only_the_user_is_read() -> None:
     said = [{"role": "assistant", "content": "Are you thinking of killing yourself?"}]
     assert message_risk([*said, {"role": "user", "content": "No, I miss my dog."}]).risk == "none"

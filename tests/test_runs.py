@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sft import files, launch, provenance, runs
+from sft import files, provenance, runs, waiting
 from sft.config import Recipe
 from sft.files import (
     CheckFailed,
@@ -453,7 +453,7 @@ def test_the_decision_of_a_killed_launch_is_not_believed() -> None:
 
 @pytest.mark.parametrize("number", ["0", "1"])
 def test_a_process_that_is_left_alone_says_so(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(waiting, "PATIENCE_S", 0.2)
     monkeypatch.setenv("RANK", number)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="the same runs folder"):
@@ -463,11 +463,11 @@ def test_a_process_that_is_left_alone_says_so(number: str, monkeypatch: pytest.M
 def test_the_token_tells_launches_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    first = launch.token(Path("a"))
-    assert launch.token(Path("a")) != first
+    first = waiting.token(Path("a"))
+    assert waiting.token(Path("a")) != first
     assert str(os.getppid()) in first
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert f"/{os.getppid()}/" not in launch.token(Path("b"))
+    assert f"/{os.getppid()}/" not in waiting.token(Path("b"))
 
 
 # --- provenance --------------------------------------------------------------------------------
@@ -543,8 +543,10 @@ def test_progress_outside_a_terminal_is_a_line_now_and_then(
 def test_progress_is_shown_by_process_0_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert list(runs.progress([1, 2], "items")) == [1, 2]
+    with Progress(2, "items") as bar:
+        bar.advance(2)
     assert "items: 2 items in" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
-    assert list(runs.progress(iter([1, 2]), "items")) == [1, 2]
+    with Progress(2, "items") as bar:
+        bar.advance(2)
     assert capsys.readouterr().err == ""

@@ -39,7 +39,7 @@ with (
     tracker(recipe.tracking, recipe, stage) as track,
 ):
     stage.log({"rewards/margins": 0.5}, step=1)
-    track.log({"rewards/margins": 0.75, "loss": float("nan")}, step=2)
+    stage.log({"rewards/margins": 0.75, "loss": float("nan")}, step=2)
     track.table("samples", ["prompt", "reply"], [[text, "fine"]])
     print(text)
     stage.path("adapter").mkdir()
