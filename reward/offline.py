@@ -31,10 +31,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-1'
+        'embedded-2'
     """
 
-    name = "embedded-1"
+    name = "embedded-2"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.

@@ -144,8 +144,8 @@ def make_pairs(
     """Pair the candidates of each prompt by the recipe's strategy.
 
     Strategies: "best_worst" one pair a prompt; "best_rest" the best against each other reply; "all"
-    every comparison. The best is a safe reply of the highest quality, never a borrowed one. Pairs of a prompt are taken
-    by falling margin up to `max_pairs_per_prompt`.
+    every comparison. The best is a safe reply of the highest quality, never a borrowed one. A
+    prompt's pairs are taken by falling margin, up to `max_pairs_per_prompt`.
     """
     texts = {candidate.id: candidate for candidate in candidates}
     by_prompt: dict[str, list[Judged]] = {}

@@ -125,7 +125,7 @@ def test_every_stage_finishes_with_its_manifest_and_figures(run: Run) -> None:
     said = run.said
     assert "12 of the practice clinic as they are" in said["finetune"]
     assert "8 prompts x 6 = 48 candidates" in said["generate"]
-    assert "48 candidates judged by embedded-1" in said["score"]
+    assert "48 candidates judged by embedded-2" in said["score"]
     assert "by safety +" in said["pair"]
     assert "= ln 2, largest reward 0.0e+00" in said["dpo"]
     assert "Unsafe replies: crisis" in said["evaluate_policy"]
