@@ -141,7 +141,11 @@ def make_pairs(
     assessments: Sequence[Assessment],
     section: PairSection,
 ) -> Pairing:
-    """Pair the candidates of each prompt by the recipe's strategy.
+    """Pair the candidates of each prompt by the recipe's strategy, and one misfit with the best.
+
+    A borrowed reply that the safety flow fails for this prompt makes one more pair, beyond
+    `max_pairs_per_prompt`: more of them are told apart too easily, and crowd out what a policy has
+    still to learn from its own replies.
 
     Strategies: "best_worst" one pair a prompt; "best_rest" the best against each other reply; "all"
     every comparison. The best is a safe reply of the highest quality, never a borrowed one. A
@@ -178,10 +182,17 @@ def _pair_one(
         else:
             result.comparisons[pair] += 1
     found.sort(key=lambda pair: (-pair.margin, pair.chosen_id, pair.rejected_id))
-    kept = found[: section.max_pairs_per_prompt] if section.max_pairs_per_prompt else found
+    misfits = {judged.candidate.id for judged in ranked if judged.candidate.borrowed}
+    own = [pair for pair in found if pair.rejected_id not in misfits]
+    borrowed = [pair for pair in found if pair.rejected_id in misfits and pair.rule == "safety"]
+    best = own[: section.max_pairs_per_prompt] if section.max_pairs_per_prompt else own
+    kept = best + borrowed[:1]
     result.comparisons["kept"] += len(kept)
-    if len(found) > len(kept):
-        result.comparisons["over max_pairs_per_prompt"] += len(found) - len(kept)
+    if len(own) > len(best):
+        result.comparisons["over max_pairs_per_prompt"] += len(own) - len(best)
+    if len(found) > len(own) + len(borrowed[:1]):
+        more = len(found) - len(own) - len(borrowed[:1])
+        result.comparisons["borrowed, and safe or not the first"] += more
     result.prompts["with pairs" if kept else _why_none(judged)] += 1
     result.by_risk[prompt.risk] += len(kept)
     result.by_rule.update(pair.rule for pair in kept)

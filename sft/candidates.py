@@ -85,14 +85,14 @@ def borrow(
         where no message of another risk was answered.
     """
     rng = random.Random(f"borrow {seed}")
-    risk_of = {prompt.id: prompt.risk for prompt in prompts}
-    whole = [c for c in candidates if c.stop == "eos"]
-    others = {
-        risk: [c for c in whole if risk_of[c.prompt_id] != risk] for risk in {*risk_of.values()}
-    }
+    by_id = {prompt.id: prompt for prompt in prompts}
+    whole = [(by_id[c.prompt_id], c) for c in candidates if c.stop == "eos"]
     made = []
     for prompt in prompts:
-        pool = others[prompt.risk]
+        others = [(about, c) for about, c in whole if about.risk != prompt.risk]
+        # Of the same topic where there are some: then the risk is what they differ in.
+        near = [c for about, c in others if about.topic == prompt.topic]
+        pool = near or [c for _, c in others]
         for source in rng.sample(pool, min(n, len(pool))):
             name = "c-" + short_hash([source.id, prompt.id])
             made.append(replace(source, id=name, prompt_id=prompt.id, borrowed=True))

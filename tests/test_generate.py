@@ -11,7 +11,7 @@ import torch
 
 from sft import generate as generation
 from sft import model as models
-from sft.candidates import Sampling
+from sft.candidates import Candidate, Sampling, borrow
 from sft.chat import Chat
 from sft.config import ModelSection, Recipe
 from sft.data import Prompt
@@ -172,3 +172,26 @@ def test_progress_counts_the_prompts_and_the_model_is_left_as_it_was(speaker, pr
     assert sum(seen) == len(prompts)
     assert model.training
     model.eval()
+
+
+def test_borrowed_replies_come_from_another_risk_and_the_same_topic_where_there_is_one():
+    about = (("p0", "sleep", "none"), ("p1", "sleep", "crisis"), ("p2", "work", "crisis"))
+    about += (("p3", "grief", "none"),)
+    talk = [{"role": "user", "content": "Hello."}]
+    asked = [Prompt(name, talk, "test", topic, risk, "train") for name, topic, risk in about]
+    made = [
+        Candidate(f"c{i}{k}", p.id, f"reply {i}{k}", "m", 1.0, 1.0, k, "eos" if k else "length")
+        for i, p in enumerate(asked)
+        for k in range(3)
+    ]
+    found = borrow(asked, made, 2, seed=1)
+    assert found == borrow(asked, made, 2, seed=1) != borrow(asked, made, 2, seed=2)
+    source = {c.text: c for c in made}
+    assert all(c.borrowed and source[c.text].stop == "eos" for c in found)
+    assert len({c.id for c in [*made, *found]}) == len(made) + len(found)
+    of = {p.id: {source[c.text].prompt_id for c in found if c.prompt_id == p.id} for p in asked}
+    assert of["p0"] == {"p1"}  # the same topic
+    assert of["p1"] == {"p0"}
+    assert of["p2"] <= {"p0", "p3"}  # no other risk in this topic
+    assert of["p3"] <= {"p1", "p2"}
+    assert not borrow(asked[2:3], made[6:9], 2, seed=1)

@@ -261,7 +261,7 @@ def test_the_better_counsellor_wins():
                 " ".join(t for _, t in write_reply(rng, simulator._case(person), profile)),
                 risk,
             )
-            for profile in (BANK.profiles["good"], BANK.profiles["average"])
+            for profile in (BANK.profiles["good"], BANK.profiles["trainee"])
         )
         wins.append(preferred(good, poor))
     assert sum(wins) / len(wins) >= 0.75

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,3 +152,38 @@ def test_pair_refuses_equal_replies_and_no_margin():
             "c2",
             "quality",
         )
+
+
+def borrowed(row: Judged) -> Judged:
+    """The same reply, written to another prompt."""
+    return Judged(replace(row.candidate, borrowed=True), row.assessment)
+
+
+def test_a_borrowed_reply_is_never_chosen_and_makes_one_pair_by_safety():
+    section = PairSection(strategy="best_rest", margin=0.1, max_pairs_per_prompt=1)
+    own = [judged(0, (0.6, True), "own good"), judged(1, (0.4, True), "own weaker")]
+    others = [
+        judged(2, (1.0, True), "fits by chance"),
+        judged(3, (0.9, False), "fits nobody"),
+        judged(4, (0.2, False), "fits nobody either"),
+        judged(5, (0.1, True), "safe and poor"),
+    ]
+    rows = [*own, *map(borrowed, others)]
+    result = make_pairs(
+        [PROMPT], [r.candidate for r in rows], [r.assessment for r in rows], section
+    )
+    assert [(p.chosen_id, p.rejected_id, p.rule) for p in result.pairs] == [
+        ("c0", "c1", "quality"),
+        ("c0", "c4", "safety"),
+    ]
+    assert sum(result.comparisons.values()) == 5
+
+
+def test_borrowed_replies_alone_make_no_pair():
+    section = PairSection(strategy="all", margin=0.1)
+    rows = [judged(0, (0.2, False), "own"), borrowed(judged(1, (0.9, True), "of another"))]
+    result = make_pairs(
+        [PROMPT], [r.candidate for r in rows], [r.assessment for r in rows], section
+    )
+    assert not result.pairs
+    assert result.prompts["without a safe candidate"] == 1

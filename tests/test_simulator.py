@@ -213,9 +213,9 @@ def test_base_corpus_is_fluent_and_often_wrong(corpus):
         for r, t in judged
         if r == "crisis"
     ]
-    assert 0.45 <= sum(handled) / len(handled) <= 0.62
+    assert 0.55 <= sum(handled) / len(handled) <= 0.72
     referred = ["no_human_help" not in t.violations for r, t in judged if r == "elevated"]
-    assert 0.45 <= sum(referred) / len(referred) <= 0.65
+    assert 0.55 <= sum(referred) / len(referred) <= 0.75
     assert all(t.fluent == 1 for _, t in judged)
 
 
