@@ -68,6 +68,7 @@ class Pairing:
     prompts: Counter[str] = field(default_factory=Counter)
     by_risk: Counter[str] = field(default_factory=Counter)
     by_rule: Counter[str] = field(default_factory=Counter)
+    borrowed: int = 0
 
     def report(self) -> dict[str, object]:
         """Counts by reason, each group adding up to the total that is given beside it."""
@@ -75,6 +76,7 @@ class Pairing:
             "pairs": len(self.pairs),
             "pairs_by_rule": dict(self.by_rule),
             "pairs_by_risk": dict(self.by_risk),
+            "pairs_against_borrowed": self.borrowed,
             "candidates": _with_total(self.candidates),
             "comparisons": _with_total(self.comparisons),
             "prompts": _with_total(self.prompts),
@@ -116,8 +118,6 @@ def compare(a: Judged, b: Judged, prompt: Prompt, section: PairSection) -> Pair 
             return "tie (margin too small)"
         winner, loser = (a, b) if difference > 0 else (b, a)
         margin, rule, confidence = abs(difference), "quality", 0.5 + abs(difference) / 2
-    if winner.candidate.borrowed:
-        return "chosen would be a reply to another prompt"
     if section.max_length_ratio > 0 and rule == "quality":
         longer = len(winner.candidate.text.split()) / max(1, len(loser.candidate.text.split()))
         if longer > section.max_length_ratio:
@@ -163,7 +163,8 @@ def make_pairs(
             # not to stop.
             result.candidates["cut off at max_new_tokens"] += 1
         else:
-            result.candidates["paired with others"] += 1
+            borrowed = judged.candidate.borrowed
+            result.candidates["borrowed" if borrowed else "paired with others"] += 1
             by_prompt.setdefault(assessment.prompt_id, []).append(judged)
     for prompt in prompts:
         _pair_one(prompt, by_prompt.get(prompt.id, []), section, result)
@@ -174,36 +175,36 @@ def _pair_one(
     prompt: Prompt, judged: Sequence[Judged], section: PairSection, result: Pairing
 ) -> None:
     ranked = sorted(judged, key=_rank)
+    own = [j for j in ranked if not j.candidate.borrowed]
+    misfits = [j for j in ranked if j.candidate.borrowed and not j.assessment.safe]
     found: list[Pair] = []
-    for a, b in _comparisons(ranked, section.strategy):
+    for a, b in _comparisons(own, section.strategy):
         pair = compare(a, b, prompt, section)
         if isinstance(pair, Pair):
             found.append(pair)
         else:
             result.comparisons[pair] += 1
     found.sort(key=lambda pair: (-pair.margin, pair.chosen_id, pair.rejected_id))
-    misfits = {judged.candidate.id for judged in ranked if judged.candidate.borrowed}
-    own = [pair for pair in found if pair.rejected_id not in misfits]
-    borrowed = [pair for pair in found if pair.rejected_id in misfits and pair.rule == "safety"]
-    best = own[: section.max_pairs_per_prompt] if section.max_pairs_per_prompt else own
-    kept = best + borrowed[:1]
+    kept = found[: section.max_pairs_per_prompt] if section.max_pairs_per_prompt else found
     result.comparisons["kept"] += len(kept)
-    if len(own) > len(best):
-        result.comparisons["over max_pairs_per_prompt"] += len(own) - len(best)
-    if len(found) > len(own) + len(borrowed[:1]):
-        more = len(found) - len(own) - len(borrowed[:1])
-        result.comparisons["borrowed, and safe or not the first"] += more
-    result.prompts["with pairs" if kept else _why_none(judged)] += 1
+    if len(found) > len(kept):
+        result.comparisons["over max_pairs_per_prompt"] += len(found) - len(kept)
+    if own and own[0].assessment.safe and misfits:
+        # The misfit of the lowest quality: the last of the ranking.
+        pair = compare(own[0], misfits[-1], prompt, section)
+        if isinstance(pair, Pair):
+            kept = [*kept, pair]
+            result.borrowed += 1
+    result.prompts["with pairs" if kept else _why_none(own)] += 1
     result.by_risk[prompt.risk] += len(kept)
     result.by_rule.update(pair.rule for pair in kept)
     result.pairs += kept
 
 
-def _why_none(judged: Sequence[Judged]) -> str:
-    if len(judged) < 2:
-        return "without two usable candidates"
-    own = [j for j in judged if not j.candidate.borrowed]
-    return "only ties" if any(j.assessment.safe for j in own) else "without a safe candidate"
+def _why_none(own: Sequence[Judged]) -> str:
+    if not any(judged.assessment.safe for judged in own):
+        return "without a safe candidate"
+    return "without two usable candidates" if len(own) < 2 else "without a pair that counts"
 
 
 def _rank(judged: Judged) -> tuple[bool, float, str]:
@@ -218,11 +219,10 @@ def _rank(judged: Judged) -> tuple[bool, float, str]:
 def _comparisons(ranked: Sequence[Judged], strategy: str) -> list[tuple[Judged, Judged]]:
     if len(ranked) < 2:
         return []
-    best = next((judged for judged in ranked if not judged.candidate.borrowed), ranked[0])
     if strategy == "best_worst":
-        return [(best, ranked[-1])] if ranked[-1] is not best else []
+        return [(ranked[0], ranked[-1])]
     if strategy == "best_rest":
-        return [(best, other) for other in ranked if other is not best]
+        return [(ranked[0], other) for other in ranked[1:]]
     return list(combinations(ranked, 2))
 
 
@@ -231,7 +231,8 @@ def pairs_line(result: Pairing) -> str:
     risk: Mapping[str, int] = result.by_risk
     rule: Mapping[str, int] = result.by_rule
     return (
-        f"{len(result.pairs)} pairs = {rule['safety']} by safety + {rule['quality']} by quality; "
+        f"{len(result.pairs)} pairs = {rule['safety']} by safety ({result.borrowed} against "
+        f"borrowed replies) + {rule['quality']} by quality; "
         f"by risk of the message: {risk['none']} none + {risk['elevated']} elevated + "
         f"{risk['crisis']} crisis"
     )

@@ -91,11 +91,13 @@ class OpenAIEvaluator:
             PartlyAssessed: the service refuses to go on (key, credit, unknown model, a request that
                 it does not understand); it carries what was answered before.
         """
-        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        pool = ThreadPoolExecutor(IN_FLIGHT)
+        try:
             asked = [pool.submit(self._assess, prompt, candidate) for candidate in candidates]
             wait(asked, return_when=FIRST_EXCEPTION)
-            for each in asked:
-                each.cancel()  # what is on the wire goes on and is waited for
+        finally:
+            # After Ctrl-C, too: what is on the wire is waited for, and no more is asked.
+            pool.shutdown(cancel_futures=True)
         ended = [each for each in asked if not each.cancelled()]
         finished = [each.result() for each in ended if each.exception() is None]
         for error in (each.exception() for each in ended):

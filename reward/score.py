@@ -88,8 +88,14 @@ def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:
         )
 
 
-def summary(assessments: Sequence[Assessment]) -> dict[str, float]:
-    """Counts and means for the terminal, the manifest and tracking."""
+def summary(candidates: Sequence[Candidate], assessments: Sequence[Assessment]) -> dict[str, float]:
+    """Counts and means for the terminal, the manifest and tracking.
+
+    They tell of the policy, so borrowed replies, misfits on purpose, are counted apart.
+    """
+    borrowed = {candidate.id for candidate in candidates if candidate.borrowed}
+    misfits = [a for a in assessments if a.candidate_id in borrowed]
+    assessments = [a for a in assessments if a.candidate_id not in borrowed]
     scored = [a for a in assessments if a.quality is not None]
     n = len(scored)
     unsafe = sum(not a.safe for a in scored)
@@ -104,5 +110,7 @@ def summary(assessments: Sequence[Assessment]) -> dict[str, float]:
         "unsafe_share": unsafe / n if n else 0.0,
         "quality": sum(a.quality or 0.0 for a in scored) / n if n else 0.0,
         **{f"criteria/{name}": value for name, value in means.items()},
-        "tokens": sum(a.tokens for a in assessments),
+        "borrowed": len(misfits),
+        "borrowed_unsafe": sum(a.safe is False for a in misfits),
+        "tokens": sum(a.tokens for a in [*assessments, *misfits]),
     }

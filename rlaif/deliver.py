@@ -177,7 +177,8 @@ def check_streamed(
     """
     with TemporaryDirectory(dir=whole.parent) as scratch:
         replies, trained, untrained = _ask_streamed(recipe, adapters, merged.dtype, scratch)
-        gc.collect()  # PEFT's models hold themselves; the next one wants their room
+    gc.collect()  # PEFT's models hold themselves; the next one wants their room
+    with TemporaryDirectory(dir=whole.parent) as scratch:
         section = recipe.model.model_copy(update={"name_or_path": str(whole), "revision": None})
         model = _load_streamed(recipe, section, {}, merged.dtype, scratch)
         answers = follow(model, _prompts(recipe), replies)

@@ -29,8 +29,8 @@ from sft.files import CheckFailed, UserError
 from sft.runs import Stage
 from sft.train import (
     Encoded,
-    NanGuard,
     Reporter,
+    TrainerRules,
     check_moved,
     snapshot,
     steps_line,
@@ -79,7 +79,7 @@ def _both(chat: Chat, prompt: Sequence[Message], pair: Pair) -> tuple[Rendered, 
     return (chosen, rejected) if chosen and rejected else None
 
 
-class _Trainer(NanGuard, DPOTrainer):
+class _Trainer(TrainerRules, DPOTrainer):
     """TRL's trainer on rows that `sft.chat` has rendered."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

@@ -46,12 +46,13 @@ def main(argv: list[str]) -> None:
         with runs.Progress(len(rows), "scores", unit="candidates") as bar:
             assessments = score(evaluator, prompts, rows, bar.advance, partial=stage.path(PARTIAL))
         write_rows(stage.path("assessments.jsonl"), assessments)
-        counts = summary(assessments)
+        counts = summary(rows, assessments)
         stage.log(counts)
         stage.say(
             f"{counts['candidates']:.0f} candidates judged by {evaluator.name} "
             f"({evaluator.rubric}): quality {counts['quality']:.2f}, "
-            f"unsafe {counts['unsafe_share']:.1%}, unscored {counts['unscored']:.0f}"
+            f"unsafe {counts['unsafe_share']:.1%}, unscored {counts['unscored']:.0f}; beside them "
+            f"{counts['borrowed']:.0f} borrowed, {counts['borrowed_unsafe']:.0f} unsafe here"
         )
         check_unscored(assessments, section.max_unscored)
         some = [[a.candidate_id, a.critique] for a in assessments[:100]]

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -123,11 +124,7 @@ def pretrain(
         losses.append(_update(model, optimizers, batch, int(tokenizer.pad_token_id)))
         progress.advance(1)
     progress.close()
-    tenth = max(1, len(losses) // 10)
-    return model, [
-        sum(losses[i : i + tenth]) / len(losses[i : i + tenth])
-        for i in range(0, len(losses), tenth)
-    ]
+    return model, [sum(part) / len(part) for part in _tenths(losses)]
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -176,6 +173,12 @@ def _batches(rows: list[Rendered], shape: Shape, rng: random.Random) -> Iterator
         yield from ready
 
 
+def _tenths(losses: list[float]) -> list[list[float]]:
+    borders = [round(i * len(losses) / 10) for i in range(11)]
+    parts = [losses[a:b] for a, b in pairwise(borders)]
+    return [part for part in parts if part]
+
+
 def _width(row: Rendered) -> int:
     # Few different shapes: a CPU's matrix kernels are made anew for each one.
     return -(-(len(row.prompt_ids) + len(row.completion_ids)) // 32) * 32
@@ -189,9 +192,7 @@ def _update(
 ) -> float:
     """One step on all that was said; returns the mean loss of the replies (nats per token).
 
-    Reading people is learned with writing to them: with the loss on replies alone, the same updates
-    ended at 0.50 nats per reply token instead of 0.42, and a linear probe found the risk of a new
-    message in the last hidden state in 64 % of cases instead of 74 %.
+    What people say is learned, too: a model that can continue them reads their risk better.
     """
     width = max(map(_width, batch))
     ids = torch.full((len(batch), width), pad)

@@ -74,7 +74,7 @@ class Sampling:
 def borrow(
     prompts: Sequence[Prompt], candidates: Sequence[Candidate], n: int, seed: int
 ) -> list[Candidate]:
-    """For each prompt, n replies that the same policy wrote to messages of another risk.
+    """For each prompt, up to n replies that the same policy wrote to messages of another risk.
 
     A policy that meets every crisis may answer everybody as if in one, and its own replies to the
     others do not yet show it. Judged against a prompt that it does not fit, a borrowed reply makes
@@ -84,15 +84,23 @@ def borrow(
         The borrowed replies, each with the prompt's id and an id of its own; none for a prompt
         where no message of another risk was answered.
     """
+    if n == 0:
+        return []
     rng = random.Random(f"borrow {seed}")
-    by_id = {prompt.id: prompt for prompt in prompts}
-    whole = [(by_id[c.prompt_id], c) for c in candidates if c.stop == "eos"]
+    asked = {prompt.id: prompt for prompt in prompts}
+    by_kind: dict[tuple[str, str], list[Candidate]] = {}
+    for candidate in candidates:
+        if candidate.stop == "eos":
+            about = asked[candidate.prompt_id]
+            by_kind.setdefault((about.risk, about.topic), []).append(candidate)
+    others = {
+        risk: [kind for kind in by_kind if kind[0] != risk] for risk in {p.risk for p in prompts}
+    }
     made = []
     for prompt in prompts:
-        others = [(about, c) for about, c in whole if about.risk != prompt.risk]
-        # Of the same topic where there are some: then the risk is what they differ in.
-        near = [c for about, c in others if about.topic == prompt.topic]
-        pool = near or [c for _, c in others]
+        # Of the same topic where there are some: then the risk is what the two differ in.
+        near = [kind for kind in others[prompt.risk] if kind[1] == prompt.topic]
+        pool = [c for kind in near or others[prompt.risk] for c in by_kind[kind]]
         for source in rng.sample(pool, min(n, len(pool))):
             name = "c-" + short_hash([source.id, prompt.id])
             made.append(replace(source, id=name, prompt_id=prompt.id, borrowed=True))

@@ -13,7 +13,7 @@ ORDER = ("acknowledge", "reflect", "inform", "suggest", "plan", "refer", "ask")
 SHARE_GENERIC = 0.12  # suggestions, plans and questions that are not of the topic
 SHARE_HALF_STEP = 0.12  # unsafe replies to a crisis that still take one step of concern
 SHARE_SECOND_BAD = 0.25
-SHARE_REFLECT_CUE = 0.5
+SHARE_REFLECT_CUE = 0.5  # reflections at risk that take up the cue, in a crisis or not
 
 # (act, sentence) in order; the act reflect_cue reflects the danger, so it names it too
 Reply = list[tuple[str, str]]

@@ -36,11 +36,16 @@ def baseline_adapter(recipe: Recipe) -> Path | None:
     Raises:
         UserError: the stage that writes it has not been run.
     """
+    adapter = _baseline_folder(recipe)
+    return None if adapter is None else _there(adapter, "finetune.py")
+
+
+def _baseline_folder(recipe: Recipe) -> Path | None:
     if recipe.start_adapter == BASE_ITSELF:
         return None
     if recipe.start_adapter is not None:
-        return _there(Path(recipe.start_adapter), "finetune.py")
-    return _there(stage_folder(recipe, "finetune", 1) / "adapter", "finetune.py")
+        return Path(recipe.start_adapter)
+    return stage_folder(recipe, "finetune", 1) / "adapter"
 
 
 def policy_adapter(recipe: Recipe) -> Path:
@@ -56,7 +61,7 @@ def policy_adapter(recipe: Recipe) -> Path:
 
 def _policy_of(recipe: Recipe, last: int) -> Path:
     policy = _there(stage_folder(recipe, "dpo", last) / "adapter", f"dpo.py --round {last}")
-    why = why_stale(recipe, last, baseline_adapter(recipe))
+    why = why_stale(recipe, last, _baseline_folder(recipe))
     if why is not None:
         raise UserError(f"{policy} is out of date: {why}")
     return policy

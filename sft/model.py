@@ -29,7 +29,7 @@ from transformers import (
 
 from sft import chat, hub
 from sft.config import ModelSection
-from sft.files import UserError
+from sft.files import CheckFailed, UserError
 
 GPU_SHARE = 0.8  # of the free memory, for weights; the rest is for what they compute
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -253,7 +253,9 @@ def load_streamed(
             f"{key.removesuffix('.weight')}.{name}.weight": tensor.float().to(device)
             for key, tensor in adapter_weights(folder).items()
         }
-        model.load_state_dict(weights, strict=False, assign=True)
+        strangers = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
+        if strangers:
+            raise CheckFailed(f"{folder} has weights that the model does not: {strangers[0]}")
     return model.eval()
 
 

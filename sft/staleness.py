@@ -2,7 +2,8 @@
 
 A stage that is done again leaves the later ones as they were, and a policy of a later round would
 go on counting as the newest. The manifests' hashes of inputs tell. Not here: whether a stage's own
-result is the one asked for (`sft.reuse`).
+result is the one asked for (`sft.reuse`), and whether the base is still the same: it is an input
+of each stage that loads it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from sft.reuse import SCRIPTS, read_manifest, stage_folder
 # the adapter that the round starts from.
 LINKS: dict[str, dict[str, tuple[str, str] | None]] = {
     "candidates": {"adapter": None},
-    "scores": {"candidates": ("candidates", "candidates.jsonl")},
+    "scores": {
+        "prompts": ("candidates", "prompts.jsonl"),
+        "candidates": ("candidates", "candidates.jsonl"),
+    },
     "pairs": {
+        "prompts": ("candidates", "prompts.jsonl"),
         "candidates": ("candidates", "candidates.jsonl"),
         "assessments": ("scores", "assessments.jsonl"),
     },

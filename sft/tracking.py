@@ -122,7 +122,7 @@ class WandbTracker(Tracker):
         used = {}
         for source in uses:
             earlier, digest = artifact_name(self.recipe, source), sha256_of(source)
-            used[earlier or f"not of this run: {source.name}"] = digest
+            used[earlier or f"not of this run: {_alias(digest)}"] = digest
             if earlier is not None and not self.run.offline:
                 self._use(f"{earlier}:{_alias(digest)}")
         digest = sha256_of(path)

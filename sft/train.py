@@ -23,6 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from sft import model as models
@@ -107,16 +108,27 @@ def trainer_options(
     }
 
 
-class NanGuard:
-    """Mixin for TRL's trainers: a loss that is no number ends the run before the update.
+class TrainerRules:
+    """Mixin for TRL's trainers: what holds for every training of this project.
 
-    It also keeps the column `length`, which `train_sampling_strategy: group_by_length` reads and
-    which the trainers would drop as no input of the model.
+    A loss that is no number ends the run before the update. And the column `length` stays, which
+    `train_sampling_strategy: group_by_length` reads and the trainers would drop as no input of the
+    model; the rows' order then depends on the seed and the rows of an update alone, so that two
+    processes train in the order of one.
     """
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         self._signature_columns = [*{*self._signature_columns, "length"}]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        args: TrainingArguments = self.args  # type: ignore[attr-defined]
+        if args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        order = torch.Generator().manual_seed(args.seed)
+        return LengthGroupedSampler(per_update, lengths=list(rows["length"]), generator=order)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, forward and backward.
@@ -222,7 +234,7 @@ def finetune(
     torch.manual_seed(recipe.seed)
     model = models.new_adapter(models.load_base(recipe.model, precision), recipe.model)
     before, reporter = snapshot(model), Reporter(stage, "finetune")
-    trainer = type("Trainer", (NanGuard, SFTTrainer), {})(
+    trainer = type("Trainer", (TrainerRules, SFTTrainer), {})(
         model=model,
         args=SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=Dataset.from_list(encoded.rows),

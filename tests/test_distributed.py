@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reward.pairs import Pair
+from sft import config
 from sft import model as models
 from sft.candidates import Candidate
 from sft.files import read_json, read_rows, write_rows
@@ -99,5 +100,8 @@ def test_two_processes_walk_all_stages(tmp_path):
     for stage in stages:
         assert read_json(run / stage / "manifest.json")["status"] == "finished"
     candidates = read_rows(run / "candidates" / "candidates.jsonl", Candidate)
-    assert len({c.id for c in candidates}) == len(candidates) == 24 * 6
+    assert len({c.id for c in candidates}) == len(candidates)
+    recipe = config.load(settings, None, "")
+    own = [c for c in candidates if not c.borrowed]
+    assert len(own) == 24 * recipe.generate.num_return_sequences < len(candidates)
     assert read_json(run / "evaluation" / "report.json")["n_prompts"] == 12

@@ -176,7 +176,19 @@ def test_a_borrowed_reply_is_never_chosen_and_makes_one_pair_by_safety():
         ("c0", "c1", "quality"),
         ("c0", "c4", "safety"),
     ]
-    assert sum(result.comparisons.values()) == 5
+    assert result.comparisons == {"kept": 1}
+    assert result.report()["pairs_against_borrowed"] == 1
+    assert result.candidates == {"paired with others": 2, "borrowed": 4}
+
+
+def test_best_against_worst_looks_at_a_prompts_own_replies():
+    section = PairSection(strategy="best_worst", margin=0.1)
+    own = [judged(0, (0.6, True), "own good"), judged(1, (0.4, True), "own weaker")]
+    rows = [*own, borrowed(judged(2, (0.1, False), "misfit"))]
+    result = make_pairs(
+        [PROMPT], [r.candidate for r in rows], [r.assessment for r in rows], section
+    )
+    assert [p.rejected_id for p in result.pairs] == ["c1", "c2"]
 
 
 def test_borrowed_replies_alone_make_no_pair():

@@ -137,7 +137,7 @@ def test_the_map_names_every_room_and_no_other() -> None:
     for package, text in rows:
         mentioned = set(re.findall(r"`([a-z_]+)`", text))
         rooms = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
-        assert mentioned <= rooms
+        assert mentioned == rooms
 
 
 def test_settings_that_the_read_me_names_exist(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,10 +177,15 @@ def test_too_many_without_a_score_are_refused_with_the_reasons():
 
 
 def test_summary_counts_only_what_was_scored():
-    figures = summary(some_unscored())
+    figures = summary(CANDIDATES, some_unscored())
     assert (figures["candidates"], figures["unscored"], figures["tokens"]) == (10, 3, 100)
     assert (figures["quality"], figures["criteria/empathy"], figures["unsafe"]) == (0.5, 3.0, 0)
-    nothing = summary([verdict(CANDIDATES[0], "e", "r", "refused")])
+    misfits = [replace(CANDIDATES[0], borrowed=True)]
+    assert summary(misfits, some_unscored()[-3:]) | {"tokens": 0} == {
+        **{"candidates": 0, "unscored": 0, "unsafe": 0, "unsafe_share": 0.0, "quality": 0.0},
+        **{"borrowed": 3, "borrowed_unsafe": 0, "tokens": 0},
+    }
+    nothing = summary(CANDIDATES, [verdict(CANDIDATES[0], "e", "r", "refused")])
     assert (nothing["quality"], nothing["unsafe_share"]) == (0.0, 0.0)
 
 

@@ -16,7 +16,7 @@ from sft import runs
 from sft.chat import Chat
 from sft.config import Recipe
 from sft.files import CheckFailed
-from sft.train import check_moved, encode, finetune, steps_line
+from sft.train import TrainerRules, check_moved, encode, finetune, steps_line
 
 
 def recipe_for(folder, tmp_path, **sections) -> Recipe:
@@ -102,6 +102,39 @@ def test_sft_then_dpo_by_the_lineage_rule(
     again = models.adapter_weights(start)
     assert all(torch.equal(again[name], before[name]) for name in before)
     assert {tensor.dtype for tensor in policy.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage", ["finetune", "dpo"])
+def test_updates_of_like_length_are_the_same_for_each_split_into_micro_batches(
+    model_folders, tmp_path, demonstrations, talks, stage, monkeypatch
+):
+    """Rows of an update follow from seed and lengths, not from how processes share them."""
+    orders = []
+    for micro, accumulate in ((4, 1), (2, 2)):
+        sampler = {"train_sampling_strategy": "group_by_length"}
+        section = {"trainer": sampler, "per_device_train_batch_size": micro}
+        section |= {"gradient_accumulation_steps": accumulate, "max_steps": 2}
+        recipe = recipe_for(model_folders["llama"], tmp_path / str(micro), **{stage: section})
+        seen = []
+
+        def kept(self, dataset=None, seen=seen, old=TrainerRules._get_train_sampler):
+            sampler = old(self, dataset)
+            seen.append((list(self.train_dataset["length"]), list(sampler)))
+            return sampler
+
+        monkeypatch.setattr(TrainerRules, "_get_train_sampler", kept)
+        if stage == "finetune":
+            run_finetune(recipe, demonstrations * 6)
+        else:
+            run_dpo(recipe, pairs_of(talks * 6), None)
+        monkeypatch.undo()
+        orders.append(seen[0])
+    assert orders[0] == orders[1]
+    lengths, order = orders[0]
+    assert sorted(order) == list(range(len(lengths)))
+    whole = [order[i : i + 4] for i in range(0, len(order) - 3, 4)]
+    spread = [max(lengths[i] for i in part) - min(lengths[i] for i in part) for part in whole]
+    assert sum(spread) / len(spread) < max(lengths) - min(lengths)
 
 
 def test_dpo_from_the_base_itself_has_the_base_as_reference(model_folders, tmp_path, talks):
