@@ -223,12 +223,12 @@ def load_streamed(
         adapters: folders by name.
         dtype: of the weights; that of the files, or they are converted at each use.
         max_memory: bytes of main memory for weights, the layer at work included.
-        scratch: an empty folder for weights that the files hold in another layout.
+        scratch: an empty folder for weights that the files hold otherwise.
         use_cpu: leave the GPU alone.
     """
     on_gpu = torch.cuda.is_available() and not use_cpu
-    limits: dict[int | str, int] = {"cpu": max_memory}
     device = "cuda:0" if on_gpu else "cpu"
+    limits: dict[int | str, int] = {"cpu": max_memory}
     if on_gpu:
         limits[0] = int(GPU_SHARE * torch.cuda.mem_get_info(0)[0])
     model: PreTrainedModel = _load(

@@ -119,7 +119,8 @@ class TrainerRules:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        self._signature_columns = [*{*self._signature_columns, "length"}]
+        names: list[str] = self._signature_columns or []  # type: ignore[has-type]
+        self._signature_columns = [*{*names, "length"}]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]

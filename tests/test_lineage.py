@@ -34,7 +34,11 @@ def write(
             write_json(path / "adapter_config.json", {"text": text})
         else:
             path.write_text(text)
-        opened.finish([output])
+        outputs = [output]
+        if stage == "candidates":
+            opened.path("prompts.jsonl").write_text("the same prompts")
+            outputs.append("prompts.jsonl")
+        opened.finish(outputs)
     return path
 
 
@@ -43,7 +47,7 @@ def make_round(recipe: Recipe, number: int, text: str = "first") -> None:
     start = {"adapter": adapter} if adapter else {}
     text = f"{text} {number}"
     candidates = write(recipe, "candidates", start, "candidates.jsonl", text, number)
-    judged = {"candidates": candidates}
+    judged = {"prompts": candidates.with_name("prompts.jsonl"), "candidates": candidates}
     scores = write(recipe, "scores", judged, "assessments.jsonl", text, number)
     chosen = judged | {"assessments": scores}
     pairs = write(recipe, "pairs", chosen, "pairs.jsonl", text, number)
@@ -75,7 +79,7 @@ def test_a_first_round_done_again_makes_the_second_one_stale(recipe: Recipe) -> 
 
 def test_a_second_round_done_again_in_part_is_stale_from_there(recipe: Recipe) -> None:
     folder = stage_folder(recipe, "candidates", 2)
-    judged = {"candidates": folder / "candidates.jsonl"}
+    judged = {"prompts": folder / "prompts.jsonl", "candidates": folder / "candidates.jsonl"}
     write(recipe, "scores", judged, "assessments.jsonl", "stricter", 2)
     text = said(recipe)
     assert "round-2/pairs was made from another assessments" in text
@@ -109,6 +113,8 @@ def test_what_was_cleared_away_or_brought_along_is_not_doubted(recipe: Recipe) -
     for number in (1, 2):
         shutil.rmtree(stage_folder(recipe, "candidates", number))
         shutil.rmtree(stage_folder(recipe, "scores", number))
+    lineage.policy_adapter(recipe)
+    shutil.rmtree(stage_folder(recipe, "finetune", 1))
     lineage.policy_adapter(recipe)
     (stage_folder(recipe, "dpo", 2) / "manifest.json").unlink()
     write(recipe, "finetune", {}, "adapter", "other")
