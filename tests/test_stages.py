@@ -53,6 +53,7 @@ SMALL = shlex.split("""
     --finetune.learning_rate 1e-3 --finetune.per_device_train_batch_size 4
     --finetune.gradient_accumulation_steps 1
     --generate.n_prompts 8 --generate.num_return_sequences 6 --generate.max_new_tokens 96
+    --generate.n_borrowed 2
     --generate.batch_size 48
     --pair.strategy all --pair.margin 0
     --dpo.max_steps 2 --dpo.warmup_steps 0 --dpo.learning_rate 1e-3

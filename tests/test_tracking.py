@@ -127,7 +127,7 @@ def test_metrics_and_lineage_are_recorded(silent: Tracked) -> None:
     # What it was made from has the round's name that it was logged under.
     assert b"x-pairs-round-2" in sent
     assert b"x-adapter-dpo\\" in sent or b'x-adapter-dpo"' in sent
-    assert b"not of this run: text" in sent
+    assert b"not of this run: sha-" in sent
 
 
 def test_of_the_demonstrations_the_hash_is_logged_and_the_text_only_if_asked(
