@@ -59,6 +59,7 @@ def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
     common += [str(tmp_path / "demonstrations.jsonl"), "--model.name_or_path"]
     common += [str(model_folders["llama"]), "--model.dtype", "float32", "--model.system_prompt"]
     common += ["none", "--model.max_length", "256", "--generate.max_new_tokens", "16"]
+    common += ["--evaluate.max_new_tokens", "16"]
     common += [
         "--per_device_train_batch_size",
         "2",
@@ -90,7 +91,9 @@ def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
 def test_two_processes_walk_all_stages(tmp_path):
     """Each stage writes its files once, and no process goes on before its input is there."""
     settings = ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--runs_dir", str(tmp_path)]
-    settings += ["--use_cpu", "--rounds", "1", "--finetune.max_steps", "2", "--dpo.max_steps", "2"]
+    settings += ["--use_cpu", "--rounds", "1", "--finetune.max_steps", "3", "--dpo.max_steps", "2"]
+    settings += ["--finetune.per_device_train_batch_size", "8"]
+    settings += ["--finetune.warmup_steps", "0", "--dpo.warmup_steps", "0"]
     settings += ["--finetune.n_demonstrations", "64", "--generate.n_prompts", "24"]
     settings += ["--evaluate.n_prompts", "12", "--evaluate.crisis_prompts", "4"]
     settings += ["--dpo.per_device_train_batch_size", "4", "--export.force", "true"]
