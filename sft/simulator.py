@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sft.clinic import Profile, Topic, load_bank, sentence
 from sft.counsellors import Case, Reply, write_reply
 from sft.data import Demonstration, Message, Prompt, Risk, Split, prompt_id
-from sft.sides import beside, holds_unseen, kept_out, used_in_training
+from sft.sides import beside, kept_out, used_in_training
 
 SOURCE = "practice-clinic"
 WORDS = (15, 60)  # length of what a person writes, in words
@@ -83,11 +83,6 @@ def base_corpus(n: int, seed: int) -> list[list[Message]]:
         reply = write_reply(rng, _case(person), profile)
         corpus.append([*messages, _message(reply)])
     return corpus
-
-
-def has_unseen_phrasing(prompt: Prompt) -> bool:
-    """Whether the person uses a phrase that no training material of the clinic has."""
-    return holds_unseen(prompt.messages)
 
 
 def _people(

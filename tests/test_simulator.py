@@ -8,10 +8,9 @@ import pytest
 from sft import data, ground_truth
 from sft.clinic import BAD_ACTS, CRISIS_STEPS, load_bank, mirror, sentence
 from sft.counsellors import WORDS as REPLY_WORDS
-from sft.sides import CUES, beside, kept_out, used_in_training
+from sft.sides import CUES, beside, holds_unseen, kept_out, used_in_training
 from sft.simulator import (
     base_corpus,
-    has_unseen_phrasing,
     practice_demonstrations,
     practice_prompts,
 )
@@ -186,11 +185,11 @@ def test_the_sides_of_a_situation_share_no_phrase():
 
 
 def test_some_phrasings_are_kept_out_of_training(train, held_out, corpus, demonstrations):
-    assert not any(has_unseen_phrasing(p) for p in train)
+    assert not any(holds_unseen(p.messages) for p in train)
     for messages in [*corpus, *(d.prompt for d in demonstrations)]:
         prompt = data.Prompt("", messages, "", "", "none", "train")
-        assert not has_unseen_phrasing(prompt)
-    assert 0.3 <= sum(map(has_unseen_phrasing, held_out)) / len(held_out) <= 0.5
+        assert not holds_unseen(prompt.messages)
+    assert 0.3 <= sum(holds_unseen(p.messages) for p in held_out) / len(held_out) <= 0.5
     text = " ".join(said(p.messages) for p in practice_prompts("held_out", 3000, 1)).lower()
     banks = [BANK.people[kind] for kind in CUES]
     for topic in BANK.topics.values():
