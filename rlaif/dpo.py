@@ -1,9 +1,12 @@
-"""Direct preference optimisation by the lineage rule. TRL's `DPOTrainer` does the work.
+"""Direct preference optimisation by the lineage rule, in the frame of TRL's `DPOTrainer`.
 
 The policy starts as a copy of the newest adapter, and that adapter, frozen, is the reference
 (Rafailov et al. 2023, arXiv:2305.18290, equation 7). TRL makes the frozen copy itself when it is
 handed a PEFT model without a `peft_config`. Before the first step the two are equal, so the loss is
 ln 2 and every reward is 0: checked in each run.
+
+Rows are prompts with all their candidates (`rlaif.tree_dpo`), or pairs where a tree cannot be exact
+or is switched off; the stage says which and why.
 """
 
 from __future__ import annotations
@@ -17,10 +20,19 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PrinterCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from reward.pairs import Pair
+from reward.tree import add_tree_forward
+from rlaif.tree_dpo import (
+    REFERENCE_ROWS,
+    Collator,
+    TreeTrainer,
+    reason_for_pairs,
+    score_reference,
+    to_groups,
+)
 from sft import model as models
 from sft.chat import Chat, Rendered, system_prompt
 from sft.config import Recipe
@@ -39,7 +51,7 @@ from sft.train import (
 
 
 def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
-    """Token rows `prompt_ids`, `chosen_ids`, `rejected_ids` and `length` of the pairs that fit.
+    """Token rows of the pairs that fit: `prompt_ids`, `chosen_ids`, `rejected_ids`, `length`.
 
     Both replies hang on the same prompt tokens: where old turns had to go for one, the pair is
     rendered with the shorter history for both; where one reply merges with the last token of the
@@ -64,6 +76,7 @@ def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
         longer = max(len(s.prompt_ids) + len(s.completion_ids) for s in sides)
         rows.append(
             {
+                "prompt_id": pair.prompt_id,
                 "length": longer,
                 "prompt_ids": chosen.prompt_ids[:shared],
                 "chosen_ids": chosen.prompt_ids[shared:] + chosen.completion_ids,
@@ -79,8 +92,8 @@ def _both(chat: Chat, prompt: Sequence[Message], pair: Pair) -> tuple[Rendered, 
     return (chosen, rejected) if chosen and rejected else None
 
 
-class _Trainer(TrainerRules, DPOTrainer):
-    """TRL's trainer on rows that `sft.chat` has rendered."""
+class PairTrainer(TrainerRules, DPOTrainer):
+    """TRL's trainer on rows of pairs that `sft.chat` has rendered: the plain path."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         # TRL would render the conversations by its own rules, which neither drop old turns nor
@@ -148,6 +161,51 @@ def _starting_policy(recipe: Recipe, start: Path | None, precision: models.Preci
     return models.load_adapter(base, start, trainable=True)
 
 
+def _make_trainer(
+    recipe: Recipe,
+    model: PeftModel,
+    rows: Sequence[dict[str, Any]],
+    options: dict[str, Any],
+    precision: models.Precision,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: Stage,
+) -> DPOTrainer:
+    """The trainer on trees, or on rows of pairs; the reference of trees is scored here."""
+    reason = reason_for_pairs(recipe.dpo, model.get_base_model(), rows)
+    if reason is not None:
+        stage.say(f"rows are pairs: {reason}")
+        return PairTrainer(
+            model=model,
+            args=DPOConfig(**options),
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=tokenizer,
+        )
+    groups = to_groups(rows)
+    nodes = sum(group["length"] for group in groups)
+    plain = sum(
+        2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+        for row in rows
+    )
+    stage.say(
+        f"rows are prompts: {len(rows)} pairs of {len(groups)} prompts; {plain} token positions "
+        f"as pairs / {nodes} as trees = {plain / nodes:.1f}"
+    )
+    add_tree_forward(model.get_base_model())
+    # TRL would reduce a row to its own columns, and precompute the reference of pairs.
+    options |= {"remove_unused_columns": False, "precompute_ref_log_probs": False}
+    config = DPOConfig(**options)
+    collator = Collator(tokenizer.pad_token_id, config.pad_to_multiple_of or 1)
+    with torch.autocast(precision.device, precision.dtype, enabled=config.bf16 or config.fp16):
+        score_reference(model, groups, collator, REFERENCE_ROWS * config.train_batch_size)
+    return TreeTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(groups),
+        processing_class=tokenizer,
+        data_collator=collator,
+    )
+
+
 def train_dpo(
     recipe: Recipe, pairs: Sequence[Pair], start: Path | None, stage: Stage
 ) -> dict[str, Any]:
@@ -176,16 +234,12 @@ def train_dpo(
     torch.manual_seed(recipe.seed)
     model = _starting_policy(recipe, start, precision)
     before, reporter = snapshot(model), Reporter(stage, "dpo")
-    trainer = _Trainer(
-        model=model,
-        args=DPOConfig(**dpo_options(recipe, precision, stage.folder)),
-        train_dataset=Dataset.from_list(encoded.rows),
-        processing_class=tokenizer,
-        callbacks=[reporter],
-    )
+    options = dpo_options(recipe, precision, stage.folder)
+    trainer = _make_trainer(recipe, model, encoded.rows, options, precision, tokenizer, stage)
+    trainer.add_callback(reporter)
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model, before)
-    stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
+    stage.say(steps_line(section, len(trainer.train_dataset), trainer.args.world_size))
     first = check_start(trainer)
     stage.say(
         f"before step 1: loss {first.loss:.6f} = ln 2, largest reward {first.largest_reward:.1e}"

@@ -129,9 +129,15 @@ class DpoSection(TrainingSection):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=0.5, description="expected share of wrong pairs, below 0.5; 0 = off"
     )
+    tree: bool = Field(
+        default=True,
+        description="a row is a prompt with all its candidates, computed once; false = rows of "
+        "pairs, the plain path",
+    )
     precompute_ref_log_probs: bool = Field(
         default=False,
-        description="reference log-probabilities once before training; false = in each step",
+        description="reference log-probabilities once before training (trees: always); false = in "
+        "each step",
     )
 
 

@@ -1,0 +1,187 @@
+"""DPO on trees against TRL's own loss on rows of pairs, same model, same pairs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOConfig
+
+from reward.tree import add_tree_forward
+from rlaif import dpo, tree_dpo
+from rlaif.preference import LOSSES
+from sft import model as models
+from sft.config import DpoSection, ModelSection
+
+PRECISION = models.choose_precision("float32", use_cpu=True)
+
+
+def pair_rows(seed=0):
+    """Pairs of three prompts: all of three candidates, one pair, best against two."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(n):
+        return torch.randint(6, 300, (n,), generator=draw).tolist()
+
+    rows = []
+    for name, chosen_rejected in {
+        "p0": [(0, 1), (0, 2), (1, 2)],
+        "p1": [(0, 1)],
+        "p2": [(0, 1), (0, 2)],
+    }.items():
+        prompt, replies = ids(9), [ids(4), ids(11), ids(6)]
+        for a, b in chosen_rejected:
+            rows.append(
+                {
+                    "prompt_id": name,
+                    "prompt_ids": prompt,
+                    "chosen_ids": replies[a],
+                    "rejected_ids": replies[b],
+                    "length": 9 + max(len(replies[a]), len(replies[b])),
+                }
+            )
+    return rows
+
+
+def policy(folder):
+    """An adapter that is not the base, as after SFT."""
+    section = ModelSection(name_or_path=str(folder), dtype="float32", lora_r=4, max_length=256)
+    torch.manual_seed(3)
+    model = models.new_adapter(models.load_base(section, PRECISION), section)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    return model, models.load_tokenizer(section)
+
+
+def move(model):
+    """Make the policy another one than its reference, the same way each time."""
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".default." in name:
+                weight += 0.05 * torch.randn_like(weight)
+
+
+def options(folder, **more):
+    return {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": "none",
+        "per_device_train_batch_size": 8,
+        "max_length": None,
+        "seed": 0,
+        **more,
+    }
+
+
+def on_trees(folder, tmp_path, rows, **more):
+    model, tokenizer = policy(folder)
+    groups = tree_dpo.to_groups(rows)
+    collator = tree_dpo.Collator(tokenizer.pad_token_id, 1)
+    add_tree_forward(model.get_base_model())
+    tree_dpo.score_reference(model, groups, collator, 2)
+    trainer = tree_dpo.TreeTrainer(
+        model=model,
+        args=DPOConfig(**options(tmp_path, remove_unused_columns=False, **more)),
+        train_dataset=Dataset.from_list(groups),
+        processing_class=tokenizer,
+        data_collator=collator,
+    )
+    models.keep_float32(model, dpo.snapshot(model))
+    move(model)
+    return trainer
+
+
+def loss_and_gradient(trainer, rows):
+    trainer.model.train()
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    loss.backward()
+    named = trainer.model.named_parameters()
+    gradient = torch.cat([w.grad.flatten() for n, w in named if ".default." in n])
+    return float(loss), gradient
+
+
+CASES = [
+    *({"loss_type": [name]} for name in LOSSES),
+    {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 4.0]},
+    {"loss_type": ["sigmoid"], "ld_alpha": 0.3},
+    {"loss_type": ["robust"], "label_smoothing": 0.2},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_loss_gradient_and_metrics_are_those_of_trl(model_folders, tmp_path, case):
+    rows = pair_rows()
+    model, tokenizer = policy(model_folders["llama"])
+    plain = dpo.PairTrainer(
+        model=model,
+        args=DPOConfig(**options(tmp_path, **case)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    move(model)
+    expected, gradient = loss_and_gradient(plain, rows)
+    trees = on_trees(model_folders["llama"], tmp_path, rows, **case)
+    found, mine = loss_and_gradient(trees, list(trees.train_dataset))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert torch.nn.functional.cosine_similarity(mine, gradient, dim=0) >= 0.99999
+    assert (mine - gradient).norm() <= 1e-4 * gradient.norm()
+    theirs = {name: values[-1] for name, values in plain._metrics["train"].items()}
+    ours = {name: values[-1] for name, values in trees._metrics["train"].items()}
+    # Of a candidate in several pairs, the tree counts tokens once: other means over tokens. And
+    # with ld_alpha, TRL's logps are those of the loss, not of the reply.
+    same = "rewards/" if "ld_alpha" in case else ("rewards/", "logps/")
+    over_pairs = [name for name in ours if name.startswith(same)]
+    assert len(over_pairs) >= 4
+    for name in over_pairs:
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [2, 1]])
+def test_micro_batches_add_up_to_the_whole(model_folders, tmp_path, sizes):
+    case = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    trainer = on_trees(model_folders["llama"], tmp_path, pair_rows(), **case)
+    groups = list(trainer.train_dataset)
+    whole, gradient = loss_and_gradient(trainer, groups)
+    loss, summed, first = 0.0, torch.zeros_like(gradient), 0
+    for size in sizes:
+        part, grad = loss_and_gradient(trainer, groups[first : first + size])
+        # A micro-batch's loss is a mean over its rows.
+        loss, summed = loss + part * size / 3, summed + grad * size / 3
+        first += size
+    assert loss == pytest.approx(whole, rel=1e-5)
+    torch.testing.assert_close(summed, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_reference_is_scored_once_per_candidate(model_folders, tmp_path):
+    trainer = on_trees(model_folders["llama"], tmp_path, pair_rows())
+    scored = {n: len(each) for n, each in trainer.data_collator.reference.items()}
+    assert scored == {0: 4 + 11 + 6, 1: 4 + 11, 2: 4 + 11 + 6}
+
+
+def test_pairs_of_one_prompt_with_other_histories_stay_apart():
+    row = {"prompt_id": "p", "prompt_ids": [1, 2, 3], "chosen_ids": [4], "rejected_ids": [5]}
+    shorter = row | {"prompt_ids": [1, 3], "rejected_ids": [6]}
+    (group,) = tree_dpo.to_groups([row, shorter])
+    assert group["sequences"] == [[1, 2, 3, 4], [1, 2, 3, 5], [1, 3, 4], [1, 3, 6]]
+    assert group["starts"] == [3, 3, 2, 2]
+    assert group["pairs"] == [[0, 1], [2, 3]]
+    assert group["length"] == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, None),
+        ({"tree": False}, "dpo.tree is off"),
+        ({"loss_type": ["sigmoid", "bco_pair"]}, "loss bco_pair is TRL's own"),
+        ({"trainer": {"use_weighting": True}}, "dpo.trainer sets use_weighting"),
+    ],
+)
+def test_what_runs_on_rows_of_pairs_says_why(model_folders, settings, reason):
+    model, _ = policy(model_folders["llama"])
+    section = DpoSection(**settings)
+    found = tree_dpo.reason_for_pairs(section, model.get_base_model(), pair_rows())
+    assert found == reason
