@@ -31,10 +31,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-2'
+        'embedded-3'
     """
 
-    name = "embedded-2"
+    name = "embedded-3"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.
@@ -53,7 +53,7 @@ class EmbeddedEvaluator:
         """Judge candidates of one prompt; see `reward.evaluator.Evaluator`."""
         said = "\n".join(m["content"] for m in prompt.messages if m["role"] == "user")
         risk = prompt.risk
-        message = read(prompt.messages[-1]["content"])
+        message = read(said)  # in a talk the concern is often told in the first turn
         spoiled = judge_directed(said)
         return [self._assess(message, risk, candidate, spoiled) for candidate in candidates]
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import combinations
 
 from reward.lexicon import Hit, load_asset, matcher
 from reward.text import Sentence, clean, sentences, stem
@@ -19,7 +20,12 @@ _EMPTY_NEGATIONS = frozenset((("not", "only"), ("no", "matter"), ("no", "wonder"
 # What others said, or might say, is not what the reply says.
 _REPORTED = {
     "dismissal": frozenset(("told", "heard", "saying", "tells", "say", "hear")),
-    "moralising": frozenset(("told", "heard", "saying", "tells", "say", "hear")),
+    "moralising": frozenset(
+        (
+            *("told", "heard", "saying", "tells", "say", "hear", "thinking", "over", "replaying"),
+            *("wondering", "wishing"),
+        )
+    ),
     "diagnosis": frozenset(("if", "asked", "wonder", "wondering")),
 }
 # What a reply suggests to say, in quotes, is not the reply's own claim.
@@ -30,17 +36,20 @@ _CLAIMS = frozenset(
         *("isolation", "moralising", "toxic_positivity", "minimising", "refusal"),
     )
 )
+_ALIKE = 0.6  # share of content words from which on two sentences say the same
 _REACH = 6  # words that a negation reaches ahead, within its clause
 
 
 @dataclass(frozen=True)
 class Found:
-    """A pattern found in a reply: its family and number, in which sentence, and the words."""
+    """A pattern found in a reply: its family and number, its sentence and place, and the words."""
 
     family: str
     line: int
     sentence: int
     words: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ def topic_words() -> dict[str, frozenset[str]]:
 
 @cache
 def _stop_words() -> frozenset[str]:
-    return frozenset(str(load_asset("topics")["stop"]).split())
+    return frozenset(load_asset("topics")["stop"]["words"].split())
 
 
 @lru_cache(maxsize=65536)
@@ -127,7 +136,14 @@ def _read_sentence(sentence: Sentence) -> tuple[Hit, ...]:
 
 def _found(parts: Sequence[Sentence]) -> list[Found]:
     return [
-        Found(hit.family, hit.line, number, " ".join(part.words[hit.start : hit.end]))
+        Found(
+            hit.family,
+            hit.line,
+            number,
+            " ".join(part.words[hit.start : hit.end]),
+            hit.start,
+            hit.end,
+        )
         for number, part in enumerate(parts)
         for hit in _read_sentence(part)
     ]
@@ -145,3 +161,17 @@ def read(text: str) -> Reading:
         found = [i for i in found if i.family not in _CLAIMS or (i.family, i.words) in said]
     stems = content(word for part in parts for word in part.words)
     return Reading(parts, tuple(found), sum(len(p.words) for p in parts), topics_of(stems), stems)
+
+
+def repeats(reply: Reading) -> float:
+    """Return how much is said twice, 0..0.6: runs of four words and sentences that say the same.
+
+    Both go by the reply's length: long prose has a few natural returns.
+    """
+    runs = [part.words[i : i + 4] for part in reply.sentences for i in range(len(part.words) - 3)]
+    again = 1 - len(set(runs)) / len(runs) if runs else 0.0
+    stems = [content(part.words) for part in reply.sentences]
+    alike = sum(
+        len(a & b) > 2 and len(a & b) >= _ALIKE * len(a | b) for a, b in combinations(stems, 2)
+    )
+    return min(0.6, 6 * max(0.0, again - 0.015) + 2 * alike / len(stems))
