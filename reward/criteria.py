@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from reward.fluency import Fluency
 from reward.reading import Reading, content, repeats, topics_of
-from reward.roles import Role, about_you, bears_on, roles
+from reward.roles import Role, about_you, bears_on, families, roles
 from sft.data import Risk
 
 _LONGEST = 260  # words; more tire someone in distress
@@ -20,7 +20,14 @@ _LONGEST = 260  # words; more tire someone in distress
 _PARTICULAR = frozenset(
     (
         *("work", "study", "money", "children", "partner", "breakup", "intimacy", "substances"),
-        *("identity", "faith", "phone", "animal", "retirement", "grief", "abuse", "body", "caring"),
+        *("identity", "faith", "animal", "retirement"),
+    )
+)
+# Words of those topics that any advice may use ("work through it", "engage", "leave it for now").
+_EVERYDAY = content(
+    (
+        *("work", "meeting", "engaged", "pay", "leaving", "left", "touch", "desire", "class"),
+        *("course", "belief", "aging", "ended", "separate", "direction", "client", "dating"),
     )
 )
 _LOOSE = frozenset(("time", "talking", "future", "change"))  # words of any advice
@@ -51,8 +58,8 @@ class _Case:
 
     @property
     def said(self) -> frozenset[str]:
-        """Families found in the reply."""
-        return frozenset(item.family for item in self.reply.found)
+        """Families of what the reply says."""
+        return families(self.reply)
 
     def share(self, jobs: str) -> float:
         """Return the share of sentences that do one of some jobs."""
@@ -91,11 +98,13 @@ def grade_reply(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) -
 
 
 def _losses(said: frozenset[str]) -> dict[str, float]:
-    losses = {"dismisses": 0.45, "moralises": 0.3, "forces cheer": 0.25, "plays it down": 0.12}
-    families = ("dismissal", "moralising", "toxic_positivity", "minimising")
-    return {
-        name: loss for (name, loss), f in zip(losses.items(), families, strict=True) if f in said
+    losses = {
+        "dismisses": ("dismissal", 0.45),
+        "moralises": ("moralising", 0.3),
+        "forces cheer": ("toxic_positivity", 0.25),
+        "plays it down": ("minimising", 0.12),
     }
+    return {name: loss for name, (family, loss) in losses.items() if family in said}
 
 
 def _asking(case: _Case) -> float:
@@ -181,7 +190,7 @@ def _astray(case: _Case) -> list[bool]:
     found = []
     for role, part in zip(case.roles, case.reply.sentences, strict=True):
         known = bears_on(case.message, part.words)
-        topics = topics_of(content(part.words)) & _PARTICULAR
+        topics = topics_of(content(part.words) - _EVERYDAY) & _PARTICULAR
         found.append(role.job in ("suggest", "ask") and bool(topics) and not known)
     return found
 
@@ -245,10 +254,7 @@ def _danger_help(case: _Case) -> Grade:
         "puts distance to the means": (0.18, {"means_safety"}),
     }
     good = {name: (share, float(bool(said & any_of))) for name, (share, any_of) in there.items()}
-    bad = {
-        "refuses": 0.3 if "refusal" in said else 0.0,
-        "dismisses": 0.2 if "dismissal" in said else 0.0,
-    }
+    bad = {"refuses": 0.3 * ("refusal" in said), "dismisses": 0.2 * ("dismissal" in said)}
     return _grade(good, bad, case.fluent.factor)
 
 

@@ -50,6 +50,7 @@ _DANGER = frozenset(
         *("danger", "crisis", "stop", "want"),
     )
 )
+_SEEING = frozenset(("hear", "see", "imagine", "understand", "notice", "sense", "wonder"))
 _TENTATIVE = frozenset(("sounds", "seems", "may", "might", "whether", "perhaps", "maybe", "if"))
 # Said in the person's words these are theirs; a diagnosis or a reproach is not excused that way.
 _RETOLD = frozenset(("medication", "encouragement", "moralising", "method"))
@@ -91,6 +92,30 @@ def roles(message: Reading, reply: Reading) -> tuple[Role, ...]:
 def about_you(words: Iterable[str]) -> bool:
     """Whether words speak of the person."""
     return not _YOU.isdisjoint(words)
+
+
+def asks_danger(reply: Reading) -> bool:
+    """Whether a reply asks about danger: "if you might act on it" alone is no question."""
+    asking = ("?", "ask", "wonder", "tell me")
+    return any(
+        any(mark in reply.sentences[item.sentence].raw.lower() for mark in asking)
+        for item in reply.of("ask_danger")
+    )
+
+
+def families(reply: Reading) -> frozenset[str]:
+    """Return the families said; danger is asked about or named only by a sentence that does it.
+
+    "If you cannot stay safe, call 911" does neither.
+    """
+    said = {item.family for item in reply.found} - {"ask_danger", "name_danger"}
+    calls = {item.sentence for item in reply.of("crisis_line", "emergency")}
+    if any(
+        item.sentence not in calls and not reply.sentences[item.sentence].question
+        for item in reply.of("name_danger")
+    ):
+        said.add("name_danger")
+    return frozenset(said | ({"ask_danger"} if asks_danger(reply) else set()))
 
 
 def bears_on(message: Reading, words: Iterable[str], but: frozenset[str] = frozenset()) -> bool:
@@ -174,7 +199,8 @@ def _taken_up(
 
     A clause of small words only ("you cannot go on like this") is known by its word pairs.
     """
-    if not about_you(words):
+    spoken_of_self = "i" in words[:2] and not frames
+    if not about_you(words) or (spoken_of_self and _SEEING.isdisjoint(words)):
         return 0.0
     framing = {word for item in frames for word in item.words.split()}
     said = content(word for word in words if word not in framing)
@@ -198,8 +224,6 @@ def _misheard(message: Reading, part: Sentence, frame: Found, found: Sequence[Fo
         return False
     tentative = not _TENTATIVE.isdisjoint(heard)
     if any(item.family in ("name_danger", "ask_danger") and item.start < end for item in found):
-        if tentative:
-            return False
         words = tuple(word for word in words if word not in _DANGER)
         most = 0.5
     said = _telling(words)
