@@ -277,11 +277,11 @@ def test_a_changed_setting_is_refused_and_overwritten_only_when_asked(
     copied: Run, scripts: dict[str, ModuleType]
 ) -> None:
     before = (copied.stage("pair") / "pairs.jsonl").read_bytes()
-    with pytest.raises(ResultExists, match=r"pair\.margin: 0\.0 there, 0\.01 now") as refused:
-        call(scripts, "pair", copied.flags("--margin", "0.01"))
+    with pytest.raises(ResultExists, match=r"pair\.margin: 0\.0 there, 0\.1 now") as refused:
+        call(scripts, "pair", copied.flags("--margin", "0.1"))
     assert refused.value.exit_code == 4
     assert (copied.stage("pair") / "pairs.jsonl").read_bytes() == before
-    call(scripts, "pair", copied.flags("--margin", "0.01", "--overwrite", "true"))
+    call(scripts, "pair", copied.flags("--margin", "0.1", "--overwrite", "true"))
     # The next stage now has another input and will not pass its old result off as the answer.
     with pytest.raises(ResultExists, match=r"input pairs: the contents of .* have changed"):
         call(scripts, "dpo", copied.flags())
