@@ -195,12 +195,11 @@ def load_speakers(
     tokenizer = load_tokenizer(section)
     model: PreTrainedModel = load_base(section, choose_precision(section.dtype, use_cpu=use_cpu))
     for name, folder in adapters.items():
-        if folder is None:
-            continue
-        if isinstance(model, PeftModel):
+        if folder and isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)
-        else:
+        elif folder:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    if isinstance(model, PeftModel):
         _to_float32(model)
     return Speakers(model.eval(), tokenizer)
 

@@ -90,6 +90,124 @@ def test_a_greedy_reply_does_not_depend_on_its_batch(model_folders, prompts, fam
     assert [c.text for c in alone] == [c.text for c in together]
 
 
+def at_once(speaker, prompts, tokens: int) -> list[list[int]]:
+    """Greedy replies by one plain call of `generate`, the prompts padded on the left."""
+    model, chat = speaker
+    asked = [chat.render(prompt.messages).prompt_ids for prompt in prompts]
+    pad, width = chat.tokenizer.pad_token_id, max(map(len, asked))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in asked])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked])
+    how = {"do_sample": False, "max_new_tokens": tokens, "pad_token_id": pad}
+    stops = sorted({chat.stop_id, chat.tokenizer.eos_token_id})
+    return model.generate(ids, attention_mask=mask, eos_token_id=stops, **how)[:, width:].tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gpt2"])
+def test_a_greedy_reply_is_that_of_one_call_of_generate(model_folders, prompts, family):
+    model, chat = speaker_of(model_folders[family])
+    tokens = 2 * generation.PIECE + 3
+    greedy = replace(SAMPLING, k=1, temperature=0.0, max_new_tokens=tokens, batch_size=8)
+    chat.stop_id = at_once((model, chat), prompts, tokens)[0][generation.PIECE + 2]
+    plain = at_once((model, chat), prompts, tokens)
+    ends = [ids.index(chat.stop_id) if chat.stop_id in ids else None for ids in plain]
+    assert None in ends and len(set(ends)) > 1  # some leave the batch, some stay
+    ours = sample((model, chat), prompts, greedy).candidates
+    for reply, ids, end in zip(ours, plain, ends, strict=True):
+        assert reply.text == chat.text(ids[:end])
+        assert reply.stop == ("length" if end is None else "eos")
+
+
+def test_a_prompt_is_read_once_and_an_ended_reply_leaves_the_batch(model_folders, prompts):
+    model, chat = speaker_of(model_folders["llama"])
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    pieces = 4
+    long = replace(SAMPLING, k=8, max_new_tokens=pieces * generation.PIECE, batch_size=32)
+    made = sample((model, chat), prompts[:4], long).candidates
+    (prompts_read, _), *steps = seen
+    assert prompts_read == 4
+    assert {tokens for _, tokens in steps} == {1}
+    rows = [rows for rows, _ in steps]
+    assert rows[: generation.PIECE] == [32] * generation.PIECE
+    assert rows == sorted(rows, reverse=True)
+    assert 32 > rows[-1] >= sum(reply.stop == "length" for reply in made) > 0
+
+
+def speakers_with_adapter(folder, tmp_path, **settings):
+    """The base as "baseline", and as "policy" with an adapter that moves its words."""
+    section = ModelSection(name_or_path=str(folder), max_length=200, lora_r=4, **settings)
+    precision = models.choose_precision(section.dtype, use_cpu=True)
+    model = models.new_adapter(models.load_base(section, precision), section)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    models.save_adapter(model, tmp_path / "adapter", "base")
+    adapters = {"policy": tmp_path / "adapter", "baseline": None}
+    return models.load_speakers(section, adapters, use_cpu=True)
+
+
+def base_weights(model) -> dict[str, torch.Tensor]:
+    """Copies of all weights but the adapter's."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" not in n}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_merged_adapter_says_the_same_and_leaves_the_base_bit_by_bit(
+    model_folders, tmp_path, family
+):
+    speakers = speakers_with_adapter(model_folders[family], tmp_path, dtype="float32")
+    ids = torch.tensor([[5, 17, 42, 99, 7, 120]])
+    base = base_weights(speakers.model)
+    with torch.no_grad(), speakers.active("policy") as policy:
+        apart = policy(ids).logits
+        with generation.merged(policy):
+            together = policy(ids).logits
+            inside = base_weights(policy)
+        again = policy(ids).logits
+    assert any(not torch.equal(inside[name], weight) for name, weight in base.items())
+    assert torch.allclose(together, apart, atol=1e-5, rtol=0)
+    assert not torch.equal(together, apart)  # else nothing was merged
+    assert torch.equal(again, apart)
+    assert all(torch.equal(base_weights(policy)[name], weight) for name, weight in base.items())
+
+
+def test_a_sampling_that_breaks_off_leaves_the_base_too(model_folders, tmp_path):
+    speakers = speakers_with_adapter(model_folders["llama"], tmp_path, dtype="float32")
+    base = base_weights(speakers.model)
+    stop = pytest.raises(KeyboardInterrupt)
+    with stop, speakers.active("policy") as policy, generation.merged(policy):
+        raise KeyboardInterrupt
+    after = base_weights(speakers.model)
+    assert all(torch.equal(after[name], weight) for name, weight in base.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "settings"),
+    [
+        ("baseline", "llama", {"dtype": "float32"}),
+        ("policy", "llama", {"dtype": "bfloat16"}),
+        ("policy", "llama", {"dtype": "float32", "load_in_4bit": True}),
+        ("policy", "gpt2", {"dtype": "float32", "lora_target_modules": "c_attn,lm_head"}),
+    ],
+    ids=["no adapter", "low precision", "4-bit", "tied to the embedding"],
+)
+def test_what_cannot_be_merged_exactly_is_left_as_it_is(
+    model_folders, tmp_path, name, family, settings
+):
+    speakers = speakers_with_adapter(model_folders[family], tmp_path, **settings)
+    ids = torch.tensor([[5, 17, 42, 99, 7, 120]])
+    base = base_weights(speakers.model)
+    with torch.no_grad(), speakers.active(name) as who:
+        before = who(ids).logits
+        with generation.merged(who):
+            assert torch.equal(who(ids).logits, before)
+            inside = base_weights(who)
+    assert all(torch.equal(inside[name], weight) for name, weight in base.items())
+
+
 def test_equal_replies_are_refused():
     with pytest.raises(UserError, match="3 equal replies"):
         replace(SAMPLING, temperature=0.0)
@@ -102,9 +220,9 @@ def test_stop_says_whether_the_reply_ended_by_itself(speaker, prompts, monkeypat
     ended = [*words, chat.stop_id, *words, pad]  # what follows the end of the turn is not said
     cut = [*words, *words, words[0], words[0]]
 
-    def scripted(input_ids, num_return_sequences, **_):
-        replies = torch.tensor([ended, cut] * (len(input_ids) * num_return_sequences // 2))
-        return torch.cat([input_ids.repeat_interleave(num_return_sequences, 0), replies], dim=1)
+    def scripted(ids, max_new_tokens, **_):
+        replies = torch.tensor([ended, cut])[: len(ids), :max_new_tokens]
+        return torch.cat([ids, replies], dim=1)
 
     monkeypatch.setattr(model, "generate", scripted)
     made = sample(speaker, prompts[:1], replace(SAMPLING, k=2))
