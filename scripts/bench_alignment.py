@@ -1,8 +1,9 @@
 """The alignment figures: the whole main job for several seeds, judged by the clinic's truth.
 
-    python scripts/bench_alignment.py --seeds 3407,1,2
+    python scripts/bench_alignment.py --seeds 3407,1,11
 
-Each seed is a run of its own (`runs/bench-seed-<n>`, reused where finished). The held-out prompts
+Each seed is a run of its own (`runs/bench-seed-<n>`, reused where finished). Round n trains on the
+people of seed + n, so take seeds further apart than there are rounds. The held-out prompts
 are the same for all, so intervals draw prompts, each with its replies of every seed. Writes
 `runs/bench/alignment.json`. Not here: how a run is made (`align.py`).
 """
@@ -36,7 +37,7 @@ def read_seeds(text: str) -> list[int]:
     parts = text.split(",")
     numbers = all(part.isascii() and part.isdigit() for part in parts)
     if not numbers or len(set(map(int, parts))) < len(parts):
-        raise UserError(f"--seeds {text}: not different whole numbers like 3407,1,2")
+        raise UserError(f"--seeds {text}: not different whole numbers like 3407,1,11")
     return [int(part) for part in parts]
 
 
@@ -44,7 +45,7 @@ def main() -> None:
     """Run the seeds and pool their replies."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.yaml", help="recipe of the runs")
-    parser.add_argument("--seeds", default="3407,1,2", help="comma-separated whole numbers from 0")
+    parser.add_argument("--seeds", default="3407,1,11", help="comma-separated whole numbers from 0")
     args, settings = parser.parse_known_args()
     seeds = read_seeds(args.seeds)
     pooled: list[Sample] = []

@@ -28,9 +28,6 @@ from sft.split import position
 CLINIC = "practice-clinic"
 CLINIC_PROMPTS = 400  # training prompts of a round where the recipe does not say
 CLINIC_DEMONSTRATIONS = 1500
-# The held-out prompts are the same for every seed, round and experiment, so that their results can
-# be compared.
-HELD_OUT_SEED = 20_261_120
 
 MessageRisk = Callable[[list[Message]], Risk]
 
@@ -92,7 +89,7 @@ def _all_held_out(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
         return simulator.practice_prompts(
             "held_out",
             section.n_prompts,
-            HELD_OUT_SEED,
+            section.people,
             crisis_share=crisis,
             elevated_share=(1 - crisis) / 3,
         )

@@ -253,7 +253,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     # A shell that starts a job in the background lets it ignore Ctrl-C; a stage must not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _quiet_libraries()
-    # Read once, when torch first takes memory: large tensors in huge pages (Linux) spare page faults.
+    # Read when torch first takes memory: large tensors in huge pages (Linux) spare page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     who = f"error (process {rank()})" if rank() else "error"
     try:

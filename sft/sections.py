@@ -187,7 +187,7 @@ class ScoreSection(Section):
 class PairSection(Section):
     """How assessments become preference pairs."""
 
-    strategy: Literal["best_worst", "best_rest", "all"] = Field(
+    strategy: Literal["best_worst", "best_rest", "best_rest_safe_unsafe", "all"] = Field(
         default="best_worst", description="which candidates of a prompt are paired"
     )
     margin: Share = Field(
@@ -218,6 +218,11 @@ class EvaluateSection(Section):
     n_prompts: Positive = Field(default=300, description="held-out prompts, at least 1")
     crisis_prompts: Count = Field(
         default=120, description="crises among them (practice clinic); 0 = none"
+    )
+    people: Count = Field(
+        default=20_261_120,
+        description="seed of the held-out people (practice clinic), the same for every run, so that "
+        "results compare; another one to choose a recipe on people that are not reported",
     )
     temperature: float = Field(default=0.7, ge=0, description="sampling temperature; 0 = greedy")
     top_p: float = Field(

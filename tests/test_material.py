@@ -162,6 +162,17 @@ def test_rows_that_a_held_out_file_gives_to_training_are_not_held_out(tmp_path):
         material.held_out_prompts(recipe, risk_of)
 
 
+def test_a_recipe_is_chosen_on_other_people_than_the_reported_ones():
+    reported = Recipe(run="t", evaluate={"n_prompts": 40, "crisis_prompts": 10})
+    other_seed = reported.model_copy(update={"seed": 9})
+    ids = [{p.id for p in material.held_out_prompts(r, risk_of)} for r in (reported, other_seed)]
+    assert ids[0] == ids[1]
+    others = reported.evaluate.model_copy(update={"people": 7})
+    chosen_on = material.held_out_prompts(reported.model_copy(update={"evaluate": others}), risk_of)
+    assert len(chosen_on) == 40
+    assert ids[0].isdisjoint(prompt.id for prompt in chosen_on)
+
+
 def test_the_clinics_people_in_a_held_out_file_are_not_trained_on(tmp_path):
     recipe = Recipe(run="t", generate={"n_prompts": 30}, finetune={"n_demonstrations": 40})
     prompts = material.training_prompts(recipe, risk_of)

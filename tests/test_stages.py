@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -130,7 +131,9 @@ def test_every_stage_finishes_with_its_manifest_and_figures(run: Run) -> None:
     assert "48 candidates judged by embedded-3" in said["score"]
     assert "beside them 16 borrowed" in said["score"]
     assert "against borrowed replies) + " in said["pair"]
-    assert "= ln 2, largest reward 0.0e+00" in said["dpo"]
+    # The reference is scored in batches of another size: equal but for rounding.
+    largest = re.search(r"= ln 2, largest reward (\S+)", said["dpo"])
+    assert largest is not None and float(largest[1]) < 1e-6
     assert "Unsafe replies: crisis" in said["evaluate_policy"]
     assert "Merged model: Largest difference" in said["export"]
 
