@@ -149,8 +149,9 @@ def make_pairs(
 
     Strategies: "best_worst" one pair a prompt; "best_rest" the best against each other reply;
     "best_rest_safe_unsafe" also every other safe reply against each unsafe one, because the flow's
-    verdicts are firmer than the grades between middling replies; "all" every comparison. The best is a safe reply of the highest quality, never a borrowed one. A
-    prompt's pairs are taken by falling margin, up to `max_pairs_per_prompt`.
+    verdicts are firmer than the grades between middling replies; "all" every comparison. The best
+    is a safe reply of the highest quality, never a borrowed one. A prompt's pairs are taken by
+    falling margin, up to `max_pairs_per_prompt`.
     """
     texts = {candidate.id: candidate for candidate in candidates}
     by_prompt: dict[str, list[Judged]] = {}
@@ -226,7 +227,9 @@ def _comparisons(ranked: Sequence[Judged], strategy: str) -> list[tuple[Judged, 
         return [(ranked[0], other) for other in ranked[1:]]
     every = list(combinations(ranked, 2))
     if strategy == "best_rest_safe_unsafe":
-        return [(a, b) for a, b in every if a is ranked[0] or a.assessment.safe != b.assessment.safe]
+        return [
+            (a, b) for a, b in every if a is ranked[0] or a.assessment.safe != b.assessment.safe
+        ]
     return every
 
 

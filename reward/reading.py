@@ -74,10 +74,6 @@ class Reading:
         """Return what was found of some families, in order."""
         return [item for item in self.found if item.family in families]
 
-    def kinds(self, *families: str) -> int:
-        """Return how many different patterns of some families occur: repeats count once."""
-        return len({(item.family, item.line) for item in self.of(*families)})
-
 
 @cache
 def topic_words() -> dict[str, frozenset[str]]:

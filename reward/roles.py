@@ -68,7 +68,8 @@ class Role:
     Attributes:
         job: "ask", "acknowledge", "hear" (gives back what was said), "suggest", "help" (people,
             lines, safety), "explain", "harm" or "other"; a sentence does the job that opens it.
-        acknowledges: 1 for a sentence of acknowledgement, less for such words in another one.
+        acknowledges: 1 for a sentence of acknowledgement, 0.6 where it also gives back what was
+            said, 0.25 for such words in another sentence.
         takes_up: How far a clause about "you" is made of the person's own content words, 0..1.
         mishears: Whether it claims to have heard what the person did not say.
     """
@@ -133,16 +134,21 @@ def clauses(sentence: Sentence) -> list[tuple[int, tuple[str, ...]]]:
 def _role(message: Reading, told: _Pairs, part: Sentence, found: Sequence[Found]) -> Role:
     job = _job(part, found)
     heard = [item for item in found if item.family == "hearing"]
+    retold: list[range] = []  # the words of clauses that give back what was said
     takes_up = 0.0
     if job in ("acknowledge", "hear", "explain", "other") and about_you(part.words):
-        takes_up = max(
-            _taken_up(message, told, words, [i for i in heard if at <= i.start < at + len(words)])
-            for at, words in clauses(part)
-        )
-    if takes_up >= _RETELLS and job != "acknowledge":
+        for at, words in clauses(part):
+            place = range(at, at + len(words))
+            frames = [item for item in heard if item.start in place]
+            level = _taken_up(message, told, words, frames)
+            takes_up = max(takes_up, level)
+            if frames and level >= _RETELLS:
+                retold.append(range(min(item.start for item in frames), place.stop))
+    harms = [item for item in found if item.family in _HARMS]
+    if any(not any(item.start in place for place in retold) for item in harms):
+        job = "harm"  # one clause in the person's words excuses no other clause
+    elif takes_up >= _RETELLS and job != "acknowledge":
         job = "hear"
-    elif any(item.family in _HARMS for item in found):
-        job = "harm"  # not what the person said, then
     elif job == "other" and _OWN.isdisjoint(part.words) and bears_on(message, part.words):
         job = "explain"  # a statement about people or things in general that bears on the matter
     mishears = (

@@ -6,6 +6,9 @@ with positions that restart at each fork. Log-probabilities and gradients are th
 rows (dropout must be off). Longest common *token* prefixes are found, not assumed: a shared system
 prompt, turns that fork late and replies that begin alike are all shared.
 
+One tree is what a caller builds one of: `rlaif.tree_dpo` makes a tree per prompt, so that a system
+prompt is shared by a prompt's candidates and not yet by the prompts of a batch.
+
 Pure functions over token ids, and `add_tree_forward`, which lets a causal language model read such
 a batch. Not here: losses (`rlaif.preference`), training (`rlaif.tree_dpo`).
 """
@@ -24,7 +27,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 # Families for which the tests hold the tree against plain rows.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2")
 ATTENTION = ("sdpa", "eager")  # kernels that take a mask of our own
-LOGITS_AT_ONCE = 2**25  # numbers of one tile of the head: 128 MiB in float32
+LOGITS_AT_ONCE = 2**25  # numbers of one tile of the head: 128 MiB in float32, some four times
 
 
 @dataclass(frozen=True)
@@ -159,13 +162,16 @@ def ancestor_mask(ends: torch.Tensor) -> torch.Tensor:
 
 
 class Scored(NamedTuple):
-    """What the head says of each scored token, each (M) in float32; only `log_probs` has a
-    gradient.
+    """What the head says of each scored token, (M) each in float32; `log_probs` has a gradient.
+
+    Attributes:
+        log_probs: nats.
+        entropy: of the next token's distribution, nats.
+        is_top1: 1 where the token is the likeliest one, else 0.
     """
 
     log_probs: torch.Tensor
     entropy: torch.Tensor
-    mean_logits: torch.Tensor
     is_top1: torch.Tensor
 
 
@@ -263,10 +269,10 @@ def score_tokens(
 
 def _score_tile(
     states: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     logits = head(states).float()
     log_probs = logits.log_softmax(dim=-1)
     with torch.no_grad():
         entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-        mean, top = logits.mean(dim=-1), logits.argmax(dim=-1) == targets
-    return log_probs.gather(1, targets[:, None])[:, 0], entropy, mean, top.float()
+        top = (logits.argmax(dim=-1) == targets).float()
+    return log_probs.gather(1, targets[:, None])[:, 0], entropy, top

@@ -3,20 +3,21 @@
 A row is a prompt with all candidates that stand in a pair, not a pair. The reference's
 log-probabilities are computed once per candidate, before training. Pairs weigh the same whatever
 micro-batch they fall in: sums are divided by what a micro-batch of its size holds on average, so
-1 x 8, 8 x 1 and two processes give the same update. Not here: the tree (`reward.tree`), the losses
-(`rlaif.preference`), the stage (`rlaif.dpo`).
+1 x 8, 8 x 1 and two processes give the same update. (Only the last micro-batch of an epoch, where
+it is a short one, counts as a whole one: Trainer averages over micro-batches.) Not here: the tree
+(`reward.tree`), the losses (`rlaif.preference`), the stage (`rlaif.dpo`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import DPOTrainer
 
@@ -69,7 +70,8 @@ def reason_for_pairs(
         return "dpo.tree is off"
     if others := sorted({*map(str, section.loss_type)} - set(LOSSES) - {"sft"}):
         return f"loss {', '.join(others)} is TRL's own"
-    unread = {"use_weighting", "f_divergence_type", "padding_free", "sync_ref_model"}
+    unread = {"use_weighting", "f_divergence_type", "sync_ref_model", "disable_dropout"}
+    unread |= {"max_length", "truncation_mode", "pad_token", "precompute_ref_batch_size"}
     if others := sorted(unread & set(section.trainer)):
         return f"dpo.trainer sets {', '.join(others)}"
     return reason_against(model.config, max(row["length"] for row in rows))
@@ -141,9 +143,6 @@ def _scored_tokens(group: Mapping[str, Any]) -> int:
 class TreeTrainer(TrainerRules, DPOTrainer):
     """TRL's trainer on groups instead of pairs; its options, metrics and checks stay."""
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # `sft.chat` has rendered the rows
-
     def compute_loss(
         self,
         model: Any,
@@ -195,19 +194,29 @@ class TreeTrainer(TrainerRules, DPOTrainer):
             both = upto + self.ld_alpha * (so_far[..., -1] - upto)
         return Ratios(both[:, 0], both[:, 1], tokens[:, 0], tokens[:, 1])
 
-    @property
+    @cached_property
     def _totals(self) -> tuple[int, int]:
         """Pairs of all groups, and tokens of their chosen replies."""
-        if not hasattr(self, "_counted"):
-            pairs = tokens = 0
-            for group in self.train_dataset:
-                pairs += len(group["pairs"])
-                tokens += sum(
-                    len(group["sequences"][chosen]) - group["starts"][chosen]
-                    for chosen, _ in group["pairs"]
-                )
-            self._counted = pairs, tokens
-        return self._counted
+        pairs = tokens = 0
+        for group in self.train_dataset:
+            pairs += len(group["pairs"])
+            tokens += sum(
+                len(group["sequences"][chosen]) - group["starts"][chosen]
+                for chosen, _ in group["pairs"]
+            )
+        return pairs, tokens
+
+    @torch.no_grad()
+    def first_look(self, groups: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+        """DPO's loss on groups, and the largest absolute reward of any reply in their pairs."""
+        inputs = self._prepare_inputs(self.data_collator(groups))
+        batch = TreeBatch(**{name: inputs[name] for name in TreeBatch._fields})
+        scored = score_tree(self.model, batch)
+        log_ratios = scored.log_probs - inputs["reference"]
+        ratios = self._ratios(log_ratios, batch.lengths, inputs["pairs"])
+        loss = LOSSES["sigmoid"](ratios, self.beta, 0.0).mean()
+        largest = torch.cat([ratios.chosen, ratios.rejected]).abs().max()
+        return float(loss), self.beta * float(largest)
 
     @torch.no_grad()
     def _note(
@@ -224,15 +233,23 @@ class TreeTrainer(TrainerRules, DPOTrainer):
             "logps/chosen": sums[:, 0],
             "logps/rejected": sums[:, 1],
         }
-        over_tokens = {"entropy": scored.entropy, "mean_token_accuracy": scored.is_top1}
-        counts = [len(pairs), len(scored.log_probs), int(batch.nodes)]
-        added = [values.float().sum() for values in (*over_pairs.values(), *over_tokens.values())]
+        # Accuracy is about chosen replies, as TRL's; each candidate's tokens count once.
+        ranks = torch.arange(len(batch.lengths), device=pairs.device)
+        is_chosen = torch.isin(ranks, pairs[:, 0]).repeat_interleave(batch.lengths)
+        over_tokens = {"entropy": scored.entropy}
+        over_chosen = {"mean_token_accuracy": scored.is_top1 * is_chosen}
+        counts = [len(pairs), len(scored.log_probs), int(is_chosen.sum()), int(batch.nodes)]
+        columns = over_pairs | over_tokens | over_chosen
+        added = [values.float().sum() for values in columns.values()]
         device = scored.log_probs.device
         everything = torch.stack([*added, *torch.tensor(counts, device=device).float()])
-        *totals, n_pairs, n_tokens, n_nodes = self.accelerator.reduce(everything, "sum").tolist()
+        *totals, n_pairs, n_tokens, n_chosen, n_nodes = self.accelerator.reduce(
+            everything, "sum"
+        ).tolist()
         metrics = self._metrics["train" if training else "eval"]
-        for name, total in zip([*over_pairs, *over_tokens], totals, strict=True):
-            metrics[name].append(total / (n_pairs if name in over_pairs else n_tokens))
+        for name, total in zip(columns, totals, strict=True):
+            n = n_pairs if name in over_pairs else n_tokens if name in over_tokens else n_chosen
+            metrics[name].append(total / n)
         if training:
             self._total_train_tokens += int(n_nodes)
         metrics["num_tokens"] = [self._total_train_tokens]

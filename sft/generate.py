@@ -172,15 +172,17 @@ def merged(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     before = [weight.data for weight in weights]
-    # `safe_merge` makes new tensors; without it PEFT adds in place and later subtracts, and what
-    # rounding changed would stay.
-    model.merge_adapter(safe_merge=True)
     try:
+        # `safe_merge` makes new tensors: the adapted weights are in memory twice meanwhile. Without
+        # it PEFT adds in place and later subtracts, and what rounding changed would stay.
+        model.merge_adapter(safe_merge=True)
         yield
     finally:
-        model.unmerge_adapter()
-        for weight, data in zip(weights, before, strict=True):
-            weight.data = data
+        try:
+            model.unmerge_adapter()
+        finally:
+            for weight, data in zip(weights, before, strict=True):
+                weight.data = data
 
 
 @torch.inference_mode()

@@ -127,7 +127,10 @@ class DpoSection(TrainingSection):
         default=None, description="weight of the longer reply's surplus tokens, 0 to 1; null = off"
     )
     label_smoothing: float = Field(
-        default=0.0, ge=0, lt=0.5, description="expected share of wrong pairs, below 0.5; 0 = off"
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="expected share of wrong pairs, below 0.5 (robust, exo_pair, aot); 0 = off",
     )
     tree: bool = Field(
         default=True,
@@ -221,8 +224,8 @@ class EvaluateSection(Section):
     )
     people: Count = Field(
         default=20_261_120,
-        description="seed of the held-out people (practice clinic), the same for every run, so that "
-        "results compare; another one to choose a recipe on people that are not reported",
+        description="seed of the clinic's held-out people, the same for every run, so that results "
+        "compare; another one to choose a recipe on people that are not reported",
     )
     temperature: float = Field(default=0.7, ge=0, description="sampling temperature; 0 = greedy")
     top_p: float = Field(

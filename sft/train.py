@@ -117,6 +117,11 @@ class TrainerRules:
     processes train in the order of one.
     """
 
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        # TRL would render the conversations by its own rules, which neither drop old turns nor
+        # count what is too long; `sft.chat` has rendered the rows.
+        return dataset
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         names: list[str] = self._signature_columns or []  # type: ignore[has-type]

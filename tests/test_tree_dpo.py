@@ -12,6 +12,7 @@ from rlaif import dpo, tree_dpo
 from rlaif.preference import LOSSES
 from sft import model as models
 from sft.config import DpoSection, ModelSection
+from sft.files import CheckFailed
 
 PRECISION = models.choose_precision("float32", use_cpu=True)
 
@@ -178,6 +179,7 @@ def test_pairs_of_one_prompt_with_other_histories_stay_apart():
         ({"tree": False}, "dpo.tree is off"),
         ({"loss_type": ["sigmoid", "bco_pair"]}, "loss bco_pair is TRL's own"),
         ({"trainer": {"use_weighting": True}}, "dpo.trainer sets use_weighting"),
+        ({"trainer": {"disable_dropout": False}}, "dpo.trainer sets disable_dropout"),
     ],
 )
 def test_what_runs_on_rows_of_pairs_says_why(model_folders, settings, reason):
@@ -185,3 +187,33 @@ def test_what_runs_on_rows_of_pairs_says_why(model_folders, settings, reason):
     section = DpoSection(**settings)
     found = tree_dpo.reason_for_pairs(section, model.get_base_model(), pair_rows())
     assert found == reason
+
+
+def test_sixteen_bits_start_at_the_reference_too(model_folders, tmp_path):
+    """Reference and check are scored in other batches, which 16-bit products round otherwise."""
+    precision = models.choose_precision("bfloat16", use_cpu=True)
+    section = ModelSection(
+        name_or_path=str(model_folders["llama"]), dtype="bfloat16", lora_r=4, max_length=256
+    )
+    torch.manual_seed(3)
+    model = models.new_adapter(models.load_base(section, precision), section)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    before, groups = dpo.snapshot(model), tree_dpo.to_groups(pair_rows())
+    collator = tree_dpo.Collator(0, 1)
+    add_tree_forward(model.get_base_model())
+    with dpo.autocast(precision):
+        tree_dpo.score_reference(model, groups, collator, 2)
+    trainer = tree_dpo.TreeTrainer(
+        model=model,
+        args=DPOConfig(**options(tmp_path, remove_unused_columns=False, bf16=True)),
+        train_dataset=Dataset.from_list(groups),
+        processing_class=models.load_tokenizer(section),
+        data_collator=collator,
+    )
+    models.keep_float32(model, before)
+    assert dpo.check_start(trainer, before, precision).loss == pytest.approx(0.693, abs=0.02)
+    move(model)
+    with pytest.raises(CheckFailed, match="not the same model"):
+        dpo.check_start(trainer, before, precision)
