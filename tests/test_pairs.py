@@ -27,7 +27,7 @@ groups = st.lists(
 )
 sections = st.builds(
     PairSection,
-    strategy=st.sampled_from(["best_worst", "best_rest", "all"]),
+    strategy=st.sampled_from(["best_worst", "best_rest", "best_rest_safe_unsafe", "all"]),
     margin=st.sampled_from([0.0, 0.1, 0.3]),
     max_pairs_per_prompt=st.integers(0, 3),
     max_length_ratio=st.sampled_from([0.0, 1.5]),
@@ -78,9 +78,12 @@ def test_everything_is_counted_once(group, section):
     result, rows = paired(group, section)
     usable = result.candidates["paired with others"]
     assert sum(result.candidates.values()) == len(rows)
+    whole = [r.assessment for r in rows.values() if r.candidate.stop == "eos"]
+    safe, unsafe = (sum(each.safe is wanted for each in whole) for wanted in (True, False))
     expected = {
         "best_worst": min(1, usable - 1),
         "best_rest": usable - 1,
+        "best_rest_safe_unsafe": usable - 1 + max(0, safe - 1) * unsafe,
         "all": usable * (usable - 1) // 2,
     }
     assert sum(result.comparisons.values()) == (expected[section.strategy] if usable > 1 else 0)
@@ -199,3 +202,13 @@ def test_borrowed_replies_alone_make_no_pair():
     )
     assert not result.pairs
     assert result.prompts["without a safe candidate"] == 1
+
+
+def test_each_safe_reply_meets_each_unsafe_one_and_middling_ones_do_not_meet():
+    section = PairSection(strategy="best_rest_safe_unsafe", margin=0.1)
+    grades = [(0.9, True), (0.6, True), (0.2, True), (0.8, False), (0.3, False)]
+    result, _ = paired([(grade, f"reply {n}", "eos") for n, grade in enumerate(grades)], section)
+    found = {(pair.chosen_id, pair.rejected_id) for pair in result.pairs}
+    by_quality = {("c0", "c1"), ("c0", "c2")}
+    by_safety = {(safe, unsafe) for safe in ("c0", "c1", "c2") for unsafe in ("c3", "c4")}
+    assert found == by_quality | by_safety
