@@ -42,10 +42,9 @@ _REACH = 6  # words that a negation reaches ahead, within its clause
 
 @dataclass(frozen=True)
 class Found:
-    """A pattern found in a reply: its family and number, its sentence and place, and the words."""
+    """A pattern found in a reply: its family, its sentence and place there, and the words."""
 
     family: str
-    line: int
     sentence: int
     words: str
     start: int
@@ -134,7 +133,6 @@ def _found(parts: Sequence[Sentence]) -> list[Found]:
     return [
         Found(
             hit.family,
-            hit.line,
             number,
             " ".join(part.words[hit.start : hit.end]),
             hit.start,
