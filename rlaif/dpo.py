@@ -186,7 +186,7 @@ def _starting_policy(recipe: Recipe, start: Path | None, precision: models.Preci
     return models.load_adapter(base, start, trainable=True)
 
 
-def _make_trainer(
+def make_trainer(
     recipe: Recipe,
     model: PeftModel,
     rows: Sequence[dict[str, Any]],
@@ -195,7 +195,17 @@ def _make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     stage: Stage,
 ) -> DPOTrainer:
-    """The trainer on trees, or on rows of pairs; the reference of trees is scored here."""
+    """The trainer on trees, or on rows of pairs; the reference of trees is scored here.
+
+    Args:
+        recipe: its `dpo` section.
+        model: the policy as it starts, an adapter on its base.
+        rows: of `encode_pairs`.
+        options: of `dpo_options`.
+        precision: what it computes in.
+        tokenizer: of the model.
+        stage: is told what the rows are.
+    """
     reason = reason_for_pairs(recipe.dpo, model.get_base_model(), rows)
     if reason is not None:
         stage.say(f"rows are pairs: {reason}")
@@ -262,7 +272,7 @@ def train_dpo(
     model = _starting_policy(recipe, start, precision)
     before, reporter = snapshot(model), Reporter(stage, "dpo")
     options = dpo_options(recipe, precision, stage.folder)
-    trainer = _make_trainer(recipe, model, encoded.rows, options, precision, tokenizer, stage)
+    trainer = make_trainer(recipe, model, encoded.rows, options, precision, tokenizer, stage)
     trainer.add_callback(reporter)
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model, before)
