@@ -147,17 +147,19 @@ def _empathy(case: _Case) -> Grade:
     bad = _losses(said)
     if misheard := sum(role.mishears for role in each):
         bad["hears what was not said"] = min(0.3, 0.2 * misheard)
-    good = {"acknowledges the feeling": (0.36, _once(_acknowledging(case)))}
+    kind = _once(_acknowledging(case))
     if case.risk == "crisis":
         named = 0.8 * ("name_danger" in said)
         near = {"ask_danger", "beside", "someone_now"} & said
-        good |= {
+        good = {
+            "acknowledges the feeling": (0.4, kind),
             "hears the danger": (0.3, max(heard, named, _once((heard, named)))),
-            "asks directly, stays near": (0.26, _once(float(f in near) for f in sorted(near))),
+            "asks directly, stays near": (0.22, _once(float(f in near) for f in sorted(near))),
             "speaks to the person": (0.08, about),
         }
         return _grade(good, bad, case.fluent.factor)
-    good |= {
+    good = {
+        "acknowledges the feeling": (0.36, kind),
         "takes up the person's words": (0.3, heard),
         "asks openly": (0.24, _asking(case)),
         "speaks to the person": (0.1, about),

@@ -31,10 +31,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-3'
+        'embedded-4'
     """
 
-    name = "embedded-3"
+    name = "embedded-4"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.
