@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
 from sft.sections import (
+    TREE_LOSSES,
     DpoSection,
     EvaluateSection,
     ExportSection,
@@ -188,6 +189,20 @@ def _numbers(r: Recipe) -> list[Problem]:
     if weights is not None and len(weights) != len(r.dpo.loss_type):
         text = f"{len(weights)} weights for {len(r.dpo.loss_type)} losses: give one for each"
         found.append((("dpo.loss_weights", "dpo.loss_type"), text))
+    only = sorted(TREE_LOSSES & set(r.dpo.loss_type))
+    only += ["pair_confidence"] if r.dpo.pair_confidence else []
+    if only and not r.dpo.tree:
+        text = f"{', '.join(only)}: only on trees; leave dpo.tree on, or choose a loss of TRL's"
+        found.append((("dpo.tree", "dpo.loss_type"), text))
+    if r.dpo.tree_tokens and not r.dpo.tree:
+        text = "a token budget packs trees: leave dpo.tree on, or set dpo.tree_tokens 0"
+        found.append((("dpo.tree_tokens", "dpo.tree"), text))
+    if r.dpo.tree_tokens and r.dpo.per_device_train_batch_size > 1:
+        text = (
+            "with dpo.tree_tokens a row is a pack of prompts that fills a micro-step: set"
+            " dpo.per_device_train_batch_size 1"
+        )
+        found.append((("dpo.tree_tokens", "dpo.per_device_train_batch_size"), text))
     if 0 < r.pair.max_length_ratio < 1:
         text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
         found.append((("pair.max_length_ratio",), text))

@@ -17,7 +17,9 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "pol
 Loss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    "conservative", "odpo", "listwise",
 ]  # fmt: skip
+TREE_LOSSES = frozenset({"conservative", "odpo", "listwise"})  # TRL has none of these names
 
 
 class Section(BaseModel):
@@ -118,7 +120,9 @@ class DpoSection(TrainingSection):
         default=0.1, gt=0, description="strength of the pull to the reference, above 0"
     )
     loss_type: list[Loss] = Field(
-        default=["sigmoid"], min_length=1, description="TRL's losses, summed"
+        default=["sigmoid"],
+        min_length=1,
+        description="TRL's losses, or conservative, odpo, listwise (trees only), summed",
     )
     loss_weights: list[float] | None = Field(
         default=None, description="one weight per loss_type; null = 1 each"
@@ -130,12 +134,29 @@ class DpoSection(TrainingSection):
         default=0.0,
         ge=0,
         lt=0.5,
-        description="expected share of wrong pairs, below 0.5 (robust, exo_pair, aot); 0 = off",
+        description="expected share of wrong pairs, below 0.5 (robust, conservative, exo_pair, "
+        "aot); 0 = off",
+    )
+    pair_confidence: bool = Field(
+        default=False,
+        description="smoothing is 1 - the pair's own confidence (robust, conservative; trees "
+        "only); false = label_smoothing for all",
+    )
+    offset: float = Field(
+        default=1.0,
+        ge=0,
+        description="lead in rewards that the chosen reply must have per unit of the pair's margin "
+        "(odpo); 0 = none",
     )
     tree: bool = Field(
         default=True,
         description="a row is a prompt with all its candidates, computed once; false = rows of "
         "pairs, the plain path",
+    )
+    tree_tokens: Count = Field(
+        default=0,
+        description="tokens of a micro-step, into which prompts are packed (a row is then a pack); "
+        "0 = a row is one prompt",
     )
     precompute_ref_log_probs: bool = Field(
         default=False,
