@@ -77,7 +77,8 @@ def check_start(
     rows, n = trainer.train_dataset, trainer.args.per_device_train_batch_size
     some = [rows[i] for i in range(0, len(rows), math.ceil(len(rows) / n))]
     on_trees = isinstance(trainer, TreeTrainer)
-    trainer.model.eval()
+    # Eval mode only where dropout is on: see `rlaif.reference`.
+    trainer.model.train(trainer.args.disable_dropout)
     with torch.no_grad(), autocast(precision):
         loss, largest = trainer.first_look(some) if on_trees else _first_look(trainer, some)
     trainer.model.train()
@@ -113,11 +114,12 @@ def _first_look(trainer: DPOTrainer, rows: Sequence[dict[str, Any]]) -> tuple[fl
     trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
     loss = float(trainer.compute_loss(trainer.model, batch))
     trainer.loss_types, trainer.loss_weights = configured
-    seen = trainer._metrics["eval"]
+    seen = trainer._metrics["train" if trainer.model.training else "eval"]
     largest = max(
         abs(value) for name in ("rewards/chosen", "rewards/rejected") for value in seen[name]
     )
     seen.clear()
+    trainer._total_train_tokens = 0  # nothing was trained on yet
     return loss, largest
 
 

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
+from trl.trainer.utils import disable_dropout_in_model
 
 from reward.tree import TreeBatch, score_tree
 from rlaif.groups import Group, trees_of
@@ -104,15 +105,16 @@ def score_candidates(how: Scoring, groups: Sequence[Group]) -> dict[int, torch.T
         batches[-1].append(group)
         held += group["length"]
     found: list[tuple[int, torch.Tensor]] = []
-    was_training = model.training
-    model.eval()
+    # As in training, with dropout off: in eval mode bitsandbytes would pack 4-bit weights anew on a
+    # CPU, for good, and for a kernel that rounds otherwise.
+    disable_dropout_in_model(model)
+    model.train()
     with torch.no_grad():
         for some in batches[state.process_index :: state.num_processes]:
             batch = trees_of(some, how.pad_id, how.multiple)
             said = score_tree(model, TreeBatch(*(each.to(model.device) for each in batch)))
             numbers = [number for group in some for number in group["numbers"]]
             found += zip(numbers, said.log_probs.cpu().split(batch.lengths.tolist()), strict=True)
-    model.train(was_training)
     return dict(gather_object(found) if state.num_processes > 1 else found)
 
 
