@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from difflib import get_close_matches
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -116,6 +117,11 @@ class Recipe(Section):
         if missing:
             raise KeyError(f"no such settings: {sorted(missing)}")
         return self.model_dump(mode="json", include=set(names))
+
+    @property
+    def round_seed(self) -> int:
+        """This round's own seed, 0 to 2^32 - 1: of `seed` and `round` both, not of their sum."""
+        return random.Random(f"{self.seed} round {self.round}").getrandbits(32)
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
