@@ -7,10 +7,11 @@ is measured by `scripts/bench_evaluator.py`. Its patterns are in `reward/assets/
 from collections.abc import Sequence
 from pathlib import Path
 
-from reward.criteria import Grade, grade_reply
+from reward.criteria import grade_reply
 from reward.evaluator import Assessment
 from reward.flow import check_rubric, wrong_answers
 from reward.fluency import Fluency, fluency
+from reward.grades import Grade
 from reward.injection import judge_directed
 from reward.reading import Reading, read
 from reward.rubric import DEFAULT_RUBRIC, Rubric, load_rubric
