@@ -127,6 +127,7 @@ def dpo_options(recipe: Recipe, precision: models.Precision, folder: Path) -> di
     """Arguments of TRL's `DPOConfig` by the recipe."""
     section = recipe.dpo
     return trainer_options(section, recipe, precision, folder) | {
+        "learning_rate": section.learning_rate * section.rate_decay ** (recipe.round - 1),
         "beta": section.beta,
         "loss_type": section.loss_type,
         "loss_weights": section.loss_weights,
