@@ -261,3 +261,16 @@ def test_batch_arithmetic_is_printed():
     assert steps_line(section, 80, 2).startswith(
         "2 rows x 4 accumulated x 2 processes = 16 per update; about 5"
     )
+
+
+def test_the_rate_decays_from_round_to_round(tmp_path):
+    section = {"learning_rate": 1e-3, "rate_decay": 0.5}
+    rates = [
+        dpo.dpo_options(
+            Recipe(run="x", rounds=3, round=n, dpo=section),
+            models.choose_precision("float32", use_cpu=True),
+            tmp_path,
+        )["learning_rate"]
+        for n in (1, 2, 3)
+    ]
+    assert rates == [1e-3, 5e-4, 2.5e-4]
