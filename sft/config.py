@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from sft.files import UserError
 from sft.given import Given, Loader, read_file, setting_at
 from sft.launch import is_main
+from sft.pair_settings import PairSection
 from sft.recipe import Problem, Recipe
 from sft.sections import (
     DpoSection,
@@ -27,7 +28,6 @@ from sft.sections import (
     FinetuneSection,
     GenerateSection,
     ModelSection,
-    PairSection,
     ScoreSection,
     TrainingSection,
 )

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
+from sft.pair_settings import LONGER, PairSection
 from sft.sections import (
     TREE_LOSSES,
     DpoSection,
@@ -21,7 +22,6 @@ from sft.sections import (
     FinetuneSection,
     GenerateSection,
     ModelSection,
-    PairSection,
     Positive,
     Rate,
     ScoreSection,
@@ -126,7 +126,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
-        problems += _trainers(self)
+        problems += [*_pairs(self), *_trainers(self)]
         if problems:
             raise Impossible(problems)
         return self
@@ -209,14 +209,34 @@ def _numbers(r: Recipe) -> list[Problem]:
             " dpo.per_device_train_batch_size 1"
         )
         found.append((("dpo.tree_tokens", "dpo.per_device_train_batch_size"), text))
-    if 0 < r.pair.max_length_ratio < 1:
-        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
-        found.append((("pair.max_length_ratio",), text))
     clinic = r.prompts == "practice-clinic" and r.held_out is None
     if clinic and r.evaluate.crisis_prompts > r.evaluate.n_prompts:
         counts = f"{r.evaluate.crisis_prompts} crises among {r.evaluate.n_prompts} prompts"
         text = f"{counts}: lower the former or raise the latter"
         found.append((("evaluate.crisis_prompts", "evaluate.n_prompts"), text))
+    return found
+
+
+def _pairs(r: Recipe) -> list[Problem]:
+    """Rules of pairing that could never act."""
+    found: list[Problem] = []
+    ratio = r.pair.max_length_ratio
+    if 0 < ratio < 1:
+        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
+        found.append((("pair.max_length_ratio",), text))
+    if 1 <= ratio <= LONGER and r.pair.max_longer_share < 1:
+        text = (
+            f"with max_length_ratio {ratio:g} no pair by quality has a chosen reply more than"
+            f" {LONGER:g} times as long: raise it, set it 0, or leave max_longer_share 1"
+        )
+        found.append((("pair.max_longer_share", "pair.max_length_ratio"), text))
+    choosing = r.pair.max_pairs_per_prompt > 0 or r.pair.strategy == "best_worst"
+    if r.pair.length_match > 0 and not choosing:
+        text = (
+            "there is nothing to choose where every pair is taken: set pair.max_pairs_per_prompt,"
+            " or strategy best_worst"
+        )
+        found.append((("pair.length_match", "pair.max_pairs_per_prompt"), text))
     return found
 
 

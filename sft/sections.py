@@ -1,6 +1,7 @@
 """The settings of each stage, with default, unit, range and off-value; `sft.recipe` joins them.
 
-What excludes what, and which fields `trainer` may have, is checked in `sft.recipe`.
+Those of the pair stage are in `sft.pair_settings`. What excludes what, and which fields `trainer`
+may have, is checked in `sft.recipe`.
 """
 
 from __future__ import annotations
@@ -211,21 +212,6 @@ class ScoreSection(Section):
     )
     allow_remote: bool = Field(
         default=False, description="conversations may be sent to another machine; false = refuse"
-    )
-
-
-class PairSection(Section):
-    """How assessments become preference pairs."""
-
-    strategy: Literal["best_worst", "best_rest", "best_rest_safe_unsafe", "all"] = Field(
-        default="best_worst", description="which candidates of a prompt are paired"
-    )
-    margin: Share = Field(
-        default=0.05, description="least difference of quality, 0 to 1; 0 = any but ties"
-    )
-    max_pairs_per_prompt: Count = Field(default=0, description="pairs per prompt; 0 = no limit")
-    max_length_ratio: float = Field(
-        default=0.0, ge=0, description="longer reply / shorter, in words, at most (>= 1); 0 = off"
     )
 
 
