@@ -322,6 +322,15 @@ def test_an_unfinished_earlier_stage_is_not_built_upon(
         call(scripts, "pair", copied.flags())
 
 
+def test_a_tie_band_from_repeats_that_are_not_there_is_refused(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    flags = copied.flags("--margin", "auto", "--overwrite", "true")
+    with pytest.raises(UserError, match="0 candidates were judged more than once") as refused:
+        call(scripts, "pair", flags)
+    assert refused.value.exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
