@@ -14,8 +14,8 @@ LONGER = 1.5  # times as many words, from which a chosen reply counts as much lo
 class PairSection(Section):
     """How assessments become preference pairs.
 
-    No pair by safety is dropped for its length: a safe reply to a crisis is longer by its nature, and
-    safety decides whatever the rest. `length_match` drops none; it orders pairs by either rule.
+    No pair by safety is dropped for its length: a safe reply to a crisis is longer by its nature,
+    and safety decides whatever the rest. `length_match` only orders, pairs by either rule.
     """
 
     strategy: Literal["best_worst", "best_rest", "best_rest_safe_unsafe", "all"] = Field(
