@@ -197,6 +197,9 @@ def test_auto_without_enough_repeats_says_what_to_do() -> None:
     candidates, rows = rows_with_repeats(LEAST_DEGREES - 1, [0.2, 0.3])
     with pytest.raises(UserError, match="29 degrees of freedom of the 30 needed"):
         make_pairs([PROMPT], candidates, rows, AUTO)
+    candidates, rows = rows_with_repeats(1, [0.2])  # refused also where nothing is compared
+    with pytest.raises(UserError, match="0 degrees of freedom"):
+        make_pairs([PROMPT], candidates, rows, AUTO)
     candidates, rows = rows_with_repeats(LEAST_DEGREES, [0.2, 0.3])
     assert make_pairs([PROMPT], candidates, rows, AUTO).pairs
 

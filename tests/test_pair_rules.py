@@ -290,9 +290,16 @@ def test_the_share_of_much_longer_chosen_replies_is_capped(pairs: list[Pair], sh
     assert not (share == 1 and dropped)
 
 
+def test_of_much_longer_ones_the_smallest_margins_go_first() -> None:
+    pairs = [pair_of(i, margin, 4, 1) for i, margin in enumerate((0.3, 0.1, 0.2, 0.4))]
+    pairs += [pair_of(10 + i, 0.05, 1, 1) for i in range(6)]
+    # 4 of 10, 3 of 9, then 2 of 8, which is a quarter.
+    assert [p.margin for p in over_longer_share(pairs, 0.25)] == [0.1, 0.2]
+
+
 def test_pairs_by_safety_are_not_dropped_for_their_length() -> None:
     long = ((0.5, True), "word " * 50, "eos", False)
-    rows = rows_of([("crisis", "grief", [long, ((0.9, False), "no", "eos", False)])] * 1)
+    rows = rows_of([("crisis", "grief", [long, ((0.9, False), "no", "eos", False)])])
     section = PairSection(max_longer_share=0.0, max_length_ratio=1.0)
     (pair,) = make_pairs(*rows, section).pairs
     assert pair.rule == "safety"
