@@ -92,6 +92,11 @@ def _with_total(counts: Counter[str]) -> dict[str, object]:
     }
 
 
+def trust(difference: float) -> float:
+    """How far a difference of quality is trusted, in 0.5..1: 0.5 + |difference| / 2."""
+    return 0.5 + abs(difference) / 2
+
+
 def compare(a: Judged, b: Judged, prompt: Prompt, section: PairSection) -> Pair | str:
     """The pair that two judged replies to one prompt make, or the reason why they make none.
 
@@ -117,7 +122,7 @@ def compare(a: Judged, b: Judged, prompt: Prompt, section: PairSection) -> Pair 
         if abs(difference) < section.margin or difference == 0:
             return "tie (margin too small)"
         winner, loser = (a, b) if difference > 0 else (b, a)
-        margin, rule, confidence = abs(difference), "quality", 0.5 + abs(difference) / 2
+        margin, rule, confidence = abs(difference), "quality", trust(difference)
     if section.max_length_ratio > 0 and rule == "quality":
         longer = len(winner.candidate.text.split()) / max(1, len(loser.candidate.text.split()))
         if longer > section.max_length_ratio:

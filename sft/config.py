@@ -28,6 +28,7 @@ from sft.sections import (
     GenerateSection,
     ModelSection,
     PairSection,
+    RewardSection,
     ScoreSection,
     TrainingSection,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "ModelSection",
     "PairSection",
     "Recipe",
+    "RewardSection",
     "ScoreSection",
     "TrainingSection",
     "load",
