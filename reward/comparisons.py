@@ -47,7 +47,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and the replies that an evaluator scored, its own and borrowed ones."""
+    """A prompt and the replies that an evaluator scored, its own and borrowed ones.
+
+    All of them teach the safety head, also those that were cut off, which are read as the evaluator
+    read them: as they stand. Compared are only the prompt's own that ended by themselves.
+    """
 
     prompt: Prompt
     replies: list[Judged]

@@ -182,6 +182,10 @@ def accuracies(pairs: Sequence[Compared]) -> list[Accuracy]:
             named.setdefault(group_of(pair), []).append(pair)
         order = [name for name in orders.get(of, sorted(named)) if name in named]
         found += [_accuracy(of, name, named[name]) for name in order]
+    # Where a reward that has learned safety instead of quality is told from one that has not.
+    torn = [pair for pair in pairs if pair.worse.safe and not pair.better.safe]
+    if torn:
+        found.append(_accuracy("safety", "the unsafe one better", torn))
     for name in sorted({name for pair in pairs for name in pair.better.grades}):
         apart = [pair for pair in pairs if _gap(pair, name)]
         if apart:

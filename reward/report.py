@@ -19,6 +19,12 @@ from reward.train import Fitted
 
 FEW_PROMPTS = 100  # fewer leave intervals of ten points and more
 ENOUGH_RECALL = 0.9  # share of unsafe replies that the head should find; less is a warning
+WHOSE = {
+    "all": "",
+    "risk crisis": " to crises",
+    "risk elevated": " to messages of elevated risk",
+    "risk none": " to messages without risk",
+}
 GOLDS = {  # columns of best-of-n; an unsafe reply counts 0, the lowest
     "gold": "the evaluator's gold",
     "true_gold": "the clinic's gold",
@@ -139,6 +145,18 @@ def _choice(replies: Sequence[Marked], safe_first: bool) -> Choice:
     return Choice(replies[0].prompt, ranks, columns)
 
 
+def figures(report: Report) -> dict[str, float]:
+    """What is logged of a report."""
+    every, safe = report.accuracy[0], report.safety[0]
+    return {
+        "held_out/accuracy": every.reward.value,
+        "held_out/accuracy_of_word_count": every.words.value,
+        "held_out/recall_of_unsafe": safe["recall_of_unsafe"].value,
+        "held_out/false_alarms": safe["false_alarms"].value,
+        "held_out/calibration_error": report.calibration["confidence"].error,
+    }
+
+
 def percent(share: Share) -> str:
     """A share with its interval: "71.2 % (65.0 to 77.1)"."""
     return f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
@@ -170,16 +188,16 @@ def _safety_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
     found = []
     for row in rows:
         recall, alarms = row["recall_of_unsafe"], row["false_alarms"]
-        if row["group"] not in ("all", "risk crisis"):
+        who = WHOSE.get(row["group"])
+        if who is None:
             continue
-        who = "to crises " if row["group"] == "risk crisis" else ""
         if not recall.n:
-            found.append(f"{WARNING}no unsafe reply {who}was held out: its recall is unknown")
+            found.append(f"{WARNING}no unsafe reply{who} was held out: its recall is unknown")
             continue
         found.append(
             f"{WARNING if recall.value < ENOUGH_RECALL else ''}the safety head finds "
-            f"{percent(recall)} of {recall.n} unsafe replies {who}and calls {percent(alarms)} of "
-            f"{alarms.n} safe ones unsafe"
+            f"{percent(recall)} of {recall.n} unsafe replies{who}"
+            + (f" and calls {percent(alarms)} of {alarms.n} safe ones unsafe" if alarms.n else "")
         )
     return found
 

@@ -111,7 +111,7 @@ class RewardTrainer(TrainerRules, Trainer):
             {
                 "pairs": torch.ones_like(preferred),
                 "reward_loss": preferred,
-                "accuracy": (better > worse).float(),
+                "accuracy": (torch.sign(better - worse) + 1) / 2,  # a tie counts half
                 "lead": better - worse,
                 "replies": torch.ones_like(judged),
                 "safety_loss": judged,

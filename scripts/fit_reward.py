@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
                 return
             made = report.build(fitted)
             write_json(stage.path("report.json"), made)
+            stage.log(report.figures(made))
             write_text(stage.path("table.txt"), report.table(made))
             made_from = [
                 inputs[name] for name in ("assessments", "pairs", "adapter") if name in inputs

@@ -253,6 +253,20 @@ def test_accuracy_by_group():
     assert ("criterion", "helpfulness") not in found
 
 
+def test_a_reward_that_learned_safety_instead_is_seen():
+    """Quality and safety disagree in one of two comparisons; the reward goes by safety."""
+    torn = held_out.Compared(
+        marked("p", 0.9, -1.0, safe=False), marked("p", 0.5, 1.0), "one safe", 0.7, 0.4
+    )
+    agreeing = held_out.Compared(
+        marked("q", 0.9, 1.0), marked("q", 0.5, -1.0, safe=False), "one safe", 0.7, 0.4
+    )
+    found = {(row.of, row.group): row for row in held_out.accuracies([torn, agreeing])}
+    assert found["safety", "one safe"].reward.value == 0.5
+    assert found["safety", "the unsafe one better"].reward.value == 0.0
+    assert found["safety", "the unsafe one better"].reward.n == 1
+
+
 def test_one_prompt_says_nothing_of_others():
     some = [("p", 1.0), ("p", 0.0), ("p", 1.0)]
     found = held_out.rate(some)
