@@ -3,8 +3,8 @@
 Accuracy is the share of comparisons in which the better reply has the greater reward (a tie counts
 half), beside a judge that counts words. The better reply is the one of higher quality by the
 evaluator, who is the teacher: agreement with it is the ceiling of what was taught, not truth. Where
-prompts are the practice clinic's, its ground truth is asked too. Intervals are 95 %, clustered by
-prompt.
+somebody knows the truth, it is asked too; nothing that labels training data may, so it comes in as
+an argument. Intervals are 95 %, clustered by prompt.
 """
 
 from __future__ import annotations
@@ -19,14 +19,24 @@ from reward.agreement import Share, clustered, share_of
 from reward.calibration import Calibration, calibration
 from reward.comparisons import KINDS, Question, Side, kind_of, quality_of
 from reward.model import Score
-from sft import ground_truth
-from sft.data import Risk
-from sft.ground_truth import TIE, Truth
-from sft.material import CLINIC
+from sft.data import Prompt, Risk
 
 BANDS = (0.0, 0.1, 0.2, 0.4, 1.0)  # of the difference of quality
+TORN = "the unsafe one better"
 WITHIN = 0.1  # longer / shorter - 1, in words, up to which two replies are of like length
 RISKS: tuple[Risk, ...] = ("none", "elevated", "crisis")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a reply does in truth: how much it helps, 0..1, and whether it is safe."""
+
+    worth: float
+    safe: bool
+
+
+TruthOf = Callable[[Prompt, str], Truth | None]
+"""Truth of a reply to a prompt; None where nobody knows it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Marked:
     Attributes:
         score: the reward model's.
         quality, safe, grades: the evaluator's; grades by criterion.
-        truth: the practice clinic's; None where it does not know the prompt.
+        truth: None where nobody knows it.
     """
 
     prompt: str
@@ -67,12 +77,11 @@ class Compared:
         return self.better.score.reward - self.worse.score.reward
 
 
-def mark(question: Question, scores: Mapping[str, Score]) -> list[Marked]:
-    """The replies to a prompt with their scores, by candidate id."""
+def mark(question: Question, scores: Mapping[str, Score], truth_of: TruthOf) -> list[Marked]:
+    """The replies to a prompt with their scores, by candidate id, and their truth."""
     prompt, found = question.prompt, []
     for reply in question.replies:
         text = reply.candidate.text
-        known = prompt.source == CLINIC
         found.append(
             Marked(
                 prompt=prompt.id,
@@ -84,7 +93,7 @@ def mark(question: Question, scores: Mapping[str, Score]) -> list[Marked]:
                 quality=quality_of(reply),
                 safe=reply.assessment.safe is True,
                 grades=reply.assessment.criteria,
-                truth=ground_truth.judge(prompt.messages, text, prompt.risk) if known else None,
+                truth=truth_of(prompt, text),
             )
         )
     return found
@@ -163,6 +172,9 @@ def _accuracy(
 def accuracies(pairs: Sequence[Compared]) -> list[Accuracy]:
     """Over all comparisons, by safety of the two, risk, topic, margin, length and criterion."""
     found = [_accuracy("all", "all", pairs)]
+    # Where a reward that has learned safety instead of quality is told from one that has not.
+    if torn := [pair for pair in pairs if pair.worse.safe and not pair.better.safe]:
+        found.append(_accuracy("safety", TORN, torn))
     groups: dict[str, Callable[[Compared], str]] = {
         "safety": lambda pair: pair.kind,
         "risk": lambda pair: pair.better.risk,
@@ -182,10 +194,6 @@ def accuracies(pairs: Sequence[Compared]) -> list[Accuracy]:
             named.setdefault(group_of(pair), []).append(pair)
         order = [name for name in orders.get(of, sorted(named)) if name in named]
         found += [_accuracy(of, name, named[name]) for name in order]
-    # Where a reward that has learned safety instead of quality is told from one that has not.
-    torn = [pair for pair in pairs if pair.worse.safe and not pair.better.safe]
-    if torn:
-        found.append(_accuracy("safety", "the unsafe one better", torn))
     for name in sorted({name for pair in pairs for name in pair.better.grades}):
         apart = [pair for pair in pairs if _gap(pair, name)]
         if apart:
@@ -210,32 +218,28 @@ def like_length(pair: Compared) -> bool:
     return max(sizes) <= (1 + WITHIN) * min(sizes)
 
 
-def against_truth(pairs: Sequence[Compared]) -> dict[str, Share] | None:
-    """Who agrees with the clinic's truth on which reply helps more; None where it knows no prompt.
+def against_truth(pairs: Sequence[Compared], tie: float) -> dict[str, Share] | None:
+    """Who agrees with the truth on which reply helps more, safety apart; None where it is unknown.
 
-    Empathy and helpfulness decide, safety apart. Comparisons that are a tie by the truth are left
-    out; the evaluator has told all of these apart.
+    Args:
+        pairs: comparisons; the evaluator has told all of these apart.
+        tie: a smaller difference in truth is none, and left out.
     """
     rows = []
     for pair in pairs:
         if pair.better.truth is not None and pair.worse.truth is not None:
-            gap = worth(pair.better.truth) - worth(pair.worse.truth)
-            if abs(gap) >= TIE:
+            gap = pair.better.truth.worth - pair.worse.truth.worth
+            if abs(gap) >= tie:
                 sign = math.copysign(1, gap)
                 words = pair.better.words - pair.worse.words
                 said = (_right(sign * pair.lead), _right(sign), _right(sign * words))
                 rows.append((pair.better.prompt, said))
     names = ("reward model", "evaluator", "word count")
-    return (
-        {name: rate([(prompt, said[i]) for prompt, said in rows]) for i, name in enumerate(names)}
-        if rows
-        else None
-    )
-
-
-def worth(truth: Truth) -> float:
-    """Mean of empathy and helpfulness, 0..1."""
-    return (truth.empathy + truth.helpfulness) / 2
+    if not rows:
+        return None
+    return {
+        name: rate([(prompt, said[i]) for prompt, said in rows]) for i, name in enumerate(names)
+    }
 
 
 def preference_calibration(pairs: Sequence[Compared]) -> dict[str, Calibration]:
@@ -265,8 +269,8 @@ def safety_calibration(replies: Sequence[Marked]) -> Calibration:
 def safety(replies: Sequence[Marked]) -> list[dict[str, Any]]:
     """The safety head at p_safe < 1/2: unsafe replies found, and safe ones it calls unsafe.
 
-    By the evaluator's verdict, over own replies, by risk, over borrowed ones, and by the clinic's
-    truth where it is known.
+    By the evaluator's verdict, over own replies, by risk, over borrowed ones, and by the truth
+    where it is known.
     """
     own = [reply for reply in replies if not reply.borrowed]
     some: dict[str, Sequence[Marked]] = {"all": own}
@@ -274,7 +278,7 @@ def safety(replies: Sequence[Marked]) -> list[dict[str, Any]]:
     some["borrowed"] = [reply for reply in replies if reply.borrowed]
     rows = [_found(name, [(r, r.safe) for r in group]) for name, group in some.items() if group]
     true = [(reply, reply.truth.safe) for reply in own if reply.truth is not None]
-    return [*rows, _found("all, by the clinic's truth", true)] if true else rows
+    return [*rows, _found("all, by the truth", true)] if true else rows
 
 
 def _found(group: str, verdicts: Sequence[tuple[Marked, bool]]) -> dict[str, Any]:

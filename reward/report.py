@@ -14,7 +14,7 @@ from reward import best_of_n, held_out
 from reward.agreement import Share, clustered
 from reward.best_of_n import WARNING, Choice, Point
 from reward.calibration import Calibration
-from reward.held_out import Accuracy, Marked
+from reward.held_out import Accuracy, Marked, TruthOf
 from reward.train import Fitted
 
 FEW_PROMPTS = 100  # fewer leave intervals of ten points and more
@@ -27,7 +27,7 @@ WHOSE = {
 }
 GOLDS = {  # columns of best-of-n; an unsafe reply counts 0, the lowest
     "gold": "the evaluator's gold",
-    "true_gold": "the clinic's gold",
+    "true_gold": "the true gold",
 }
 
 
@@ -53,7 +53,7 @@ class Report:
             training prompts, before the mean was taken off.
         held_out_mean: reward of held-out replies after that, by prompt.
         accuracy: against the teacher, beside a word count.
-        truth: agreement with the clinic's truth, by name; None where it knows no prompt.
+        truth: agreement with the truth, by name; None where nobody knows it.
         calibration: of the preference; of `p_safe` by the teacher's verdict under "safety".
     """
 
@@ -70,14 +70,20 @@ class Report:
     findings: list[str]
 
 
-def build(fitted: Fitted) -> Report:
-    """The report of a fit, from its held-out prompts."""
+def build(fitted: Fitted, truth_of: TruthOf, tie: float) -> Report:
+    """The report of a fit, from its held-out prompts.
+
+    Args:
+        fitted: scores and sides.
+        truth_of: who knows the truth; asked about held-out replies only.
+        tie: difference of worth below which the truth prefers neither reply.
+    """
     side = fitted.held_out
-    marked = [held_out.mark(question, fitted.scores) for question in side.questions]
+    marked = [held_out.mark(question, fitted.scores, truth_of) for question in side.questions]
     pairs = held_out.compare(side, marked)
     replies = [reply for some in marked for reply in some]
     own = [reply for reply in replies if not reply.borrowed]
-    accuracy, truth = held_out.accuracies(pairs), held_out.against_truth(pairs)
+    accuracy, truth = held_out.accuracies(pairs), held_out.against_truth(pairs, tie)
     calibrated = held_out.preference_calibration(pairs)
     calibrated["safety"] = held_out.safety_calibration(own)
     safety = held_out.safety(replies)
@@ -134,7 +140,7 @@ def _choice(replies: Sequence[Marked], safe_first: bool) -> Choice:
     truths = [reply.truth for reply in replies if reply.truth is not None]
     if len(truths) == len(replies):
         columns["true_unsafe"] = [float(not truth.safe) for truth in truths]
-        columns["true_gold"] = [held_out.worth(truth) * truth.safe for truth in truths]
+        columns["true_gold"] = [truth.worth * truth.safe for truth in truths]
     # Of those that pass as safe the greatest reward; where none does, the likeliest to be safe.
     ranks = [
         (score.p_safe >= 0.5, score.reward if score.p_safe >= 0.5 else score.p_safe)
@@ -177,10 +183,16 @@ def _accuracy_sentences(accuracy: Sequence[Accuracy], truth: dict[str, Share] | 
             f"{'' if like.reward.low > 0.5 else WARNING}of replies of like length it tells the "
             f"better one in {percent(like.reward)} of {like.reward.n} comparisons"
         )
+    if torn := named.get(("safety", held_out.TORN)):
+        found.append(
+            f"{'' if torn.reward.low > 0.5 else WARNING}where the unsafe reply is the better one "
+            f"it tells so in {percent(torn.reward)} of {torn.reward.n} comparisons; a reward that "
+            "stays apart from safety is as good there as elsewhere"
+        )
     if truth is not None:
         said = ", ".join(f"{name} {percent(share)}" for name, share in truth.items())
         n = truth["evaluator"].n
-        found.append(f"agreement with the clinic's truth in {n} comparisons: {said}")
+        found.append(f"agreement with the truth in {n} comparisons: {said}")
     return found
 
 

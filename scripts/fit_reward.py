@@ -12,7 +12,7 @@ import sys
 from reward.comparisons import gather
 from reward.evaluator import Assessment
 from reward.pairs import Pair
-from sft import config, lineage, runs
+from sft import config, ground_truth, lineage, material, runs
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import read_rows, write_json, write_text
@@ -44,13 +44,20 @@ def main(argv: list[str]) -> None:
             )
             pairs = read_rows(inputs["pairs"], Pair) if "pairs" in inputs else []
             # torch and transformers take seconds to import: mistakes are told before.
-            from reward import report
+            from reward import held_out, report
             from reward.train import fit_reward
+
+            def truth_of(prompt: Prompt, text: str) -> held_out.Truth | None:
+                if prompt.source != material.CLINIC:
+                    return None
+                found = ground_truth.judge(prompt.messages, text, prompt.risk)
+                return held_out.Truth((found.empathy + found.helpfulness) / 2, found.safe)
 
             fitted = fit_reward(recipe, questions, pairs, adapter, stage)
             if not stage.is_main:
                 return
-            made = report.build(fitted)
+            # The truth is asked here: no module that labels training data may know of it.
+            made = report.build(fitted, truth_of, ground_truth.TIE)
             write_json(stage.path("report.json"), made)
             stage.log(report.figures(made))
             write_text(stage.path("table.txt"), report.table(made))

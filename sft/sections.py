@@ -154,8 +154,7 @@ class RewardSection(TrainingSection):
     )
     comparisons: Literal["all", "pairs"] = Field(
         default="all",
-        description="all = every two replies of a prompt, by quality alone; pairs = those of the "
-        "pair stage in which both replies are safe",
+        description="all = every two replies of a prompt; pairs = the pairs of two safe replies",
     )
     margin_scale: float = Field(
         default=0.0,

@@ -307,19 +307,20 @@ def test_the_safety_head_by_risk():
     assert "risk elevated" not in found
 
 
-def test_the_clinics_truth_is_asked_of_its_own_prompts_only():
-    kind = "That sounds so very hard. What keeps you awake?"
-    cold = "Other people have it much worse than you."
-    for source, known in (("practice-clinic", True), ("elsewhere", False)):
-        two = [reply("a", 0.9, text=kind), reply("b", 0.1, False, text=cold)]
-        question = Question(prompt_of(source=source), two)
-        side = Side([question], [every_two(question, 0.05)])
-        scores = {"a": Score(1.0, 0.9), "b": Score(2.0, 0.1)}
-        some = held_out.mark(question, scores)
-        found = held_out.against_truth(held_out.compare(side, [some]))
-        if not known:
-            assert found is None
-            continue
-        assert found["evaluator"].value == 1.0
-        assert found["reward model"].value == 0.0
-        assert found["word count"].value == 1.0
+def test_the_truth_is_asked_where_it_is_known():
+    two = [reply("a", 0.9, text="A long and kind reply."), reply("b", 0.1, False, text="Cold.")]
+    question = Question(prompt_of(), two)
+    side = Side([question], [every_two(question, 0.05)])
+    scores = {"a": Score(1.0, 0.9), "b": Score(2.0, 0.1)}
+    worth = {"A long and kind reply.": 0.8, "Cold.": 0.3}
+    some = held_out.mark(question, scores, lambda _, text: held_out.Truth(worth[text], True))
+    found = held_out.against_truth(held_out.compare(side, [some]), 0.02)
+    assert found["evaluator"].value == 1.0
+    assert found["reward model"].value == 0.0
+    assert found["word count"].value == 1.0
+    assert held_out.against_truth(held_out.compare(side, [some]), 0.6) is None  # a tie in truth
+    rows = {row["group"]: row for row in held_out.safety(some)}
+    assert rows["all"]["recall_of_unsafe"].n == 1
+    assert rows["all, by the truth"]["recall_of_unsafe"].n == 0
+    unknown = held_out.mark(question, scores, lambda *_: None)
+    assert held_out.against_truth(held_out.compare(side, [unknown]), 0.02) is None

@@ -264,6 +264,8 @@ def test_the_reported_scores_are_those_of_the_reloaded_reward_model(run: Run) ->
     assert report["fitted_on"]["prompts"] + report["held_out"]["prompts"] == len(asked)
     every = next(row for row in report["accuracy"] if row["of"] == "all")
     assert every["reward"]["n"] == report["held_out"]["comparisons"]
+    # The clinic's truth is asked, and of no more than the evaluator has told apart.
+    assert 0 < report["truth"]["evaluator"]["n"] <= every["reward"]["n"]
     lines = (run.stage("fit_reward") / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["held_out/accuracy"] == every["reward"]["value"]
 
