@@ -21,6 +21,7 @@ from sft.given import Given, Loader, read_file, setting_at
 from sft.launch import is_main
 from sft.pair_settings import PairSection
 from sft.recipe import Problem, Recipe
+from sft.reward_settings import RewardSection
 from sft.sections import (
     DpoSection,
     EvaluateSection,
@@ -42,6 +43,7 @@ __all__ = [
     "ModelSection",
     "PairSection",
     "Recipe",
+    "RewardSection",
     "ScoreSection",
     "TrainingSection",
     "load",

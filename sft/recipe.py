@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
 from sft.pair_settings import LONGER, PairSection
+from sft.reward_settings import RewardSection
 from sft.sections import (
     TREE_LOSSES,
     DpoSection,
@@ -104,6 +105,7 @@ class Recipe(Section):
     generate: GenerateSection = GenerateSection()
     score: ScoreSection = ScoreSection()
     pair: PairSection = PairSection()
+    reward: RewardSection = RewardSection()
     dpo: DpoSection = DpoSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
@@ -261,16 +263,16 @@ def _room(r: Recipe) -> list[Problem]:
 
 
 def _trainers(r: Recipe) -> list[Problem]:
-    """Fields below `trainer:` that are settings of their own, or that TRL does not have."""
+    """Fields below `trainer:` that are settings of their own, or that the trainer does not have."""
     found: list[Problem] = []
-    for name, section in (("finetune", r.finetune), ("dpo", r.dpo)):
+    for name, section in (("finetune", r.finetune), ("reward", r.reward), ("dpo", r.dpo)):
         own = type(section).model_fields
         for key in sorted(section.trainer):
             if key in own:
                 text = f"{key} is a setting of its own: set {name}.{key} instead"
             elif key not in (known := trainer_fields(name)):
                 near = get_close_matches(key, known, n=1)
-                text = f"{CONFIGS[name][1]} of TRL has no '{key}'"
+                text = f"{CONFIGS[name][1]} has no '{key}'"
                 text += f": did you mean '{near[0]}'?" if near else ""
             else:
                 continue

@@ -74,7 +74,7 @@ class ModelSection(Section):
 
 
 class TrainingSection(Section):
-    """What finetune and dpo have in common, by the names of transformers' TrainingArguments."""
+    """What all training stages have in common, by the names of transformers' TrainingArguments."""
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1, description="peak rate, above 0")
     num_train_epochs: float = Field(default=1.0, gt=0, description="passes over the data, above 0")
@@ -100,7 +100,8 @@ class TrainingSection(Section):
     )
     trainer: dict[str, Any] = Field(
         default={},
-        description="any further field of TRL's configuration by its own name; {} = none",
+        description="any further field of the trainer's configuration (TRL's, for reward "
+        "transformers') by its own name; {} = none",
     )
 
 

@@ -263,7 +263,7 @@ def test_a_misspelt_trainer_field_is_told_by_every_stage_without_trl(tmp_path: P
     *told, loaded = done.stdout.splitlines()
     assert "2 problems" in told[0]
     assert f"{path}:3: finetune.trainer.adam_beta" in told[1]
-    assert "SFTConfig of TRL has no 'adam_beta': did you mean 'adam_beta" in told[1]
+    assert "SFTConfig has no 'adam_beta': did you mean 'adam_beta" in told[1]
     assert "--dpo.trainer.pading: dpo.trainer.pading" in told[2]
     assert "did you mean 'padding_free'" in told[2]
     assert loaded == ""
@@ -366,6 +366,7 @@ def test_a_recipe_does_not_change_and_gives_plain_values() -> None:
 
 def test_sections_are_models_of_their_own() -> None:
     assert set(sections()) == {
-        "model", "finetune", "generate", "score", "pair", "dpo", "evaluate", "export",
+        "model", "finetune", "generate", "score", "pair", "reward", "dpo", "evaluate",
+        "export",
     }  # fmt: skip
     assert all(issubclass(kind, BaseModel) for kind in sections().values())
