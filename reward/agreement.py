@@ -85,7 +85,7 @@ def lead(pairs: Sequence[Pair], scores: Scores, words: Scores) -> Figure:
     both = [p for p in pairs if p.better in scores and p.worse in scores]
     ours, theirs = hits(both, scores), hits(both, words)
     gaps = [(prompt, a - b) for (prompt, a), (_, b) in zip(ours, theirs, strict=True)]
-    return clustered(gaps, missing="no pair to compare")
+    return clustered(gaps, missing="no pair to compare", share=False)
 
 
 def lead_in_rank(labels: Labels, criterion: str, scores: Scores) -> Figure:
@@ -248,7 +248,7 @@ def _offset_line(labels: Labels, criterion: str, scores: Scores) -> Line:
         for reply, mean in labels.consensus(criterion).items()
         if reply in scores and scale.low is not None
     ]
-    return Line("calibration offset", "points", clustered(gaps, missing=missing))
+    return Line("calibration offset", "points", clustered(gaps, missing=missing, share=False))
 
 
 def length_lines(labels: Labels, found: Mapping[str, Assessment]) -> list[Line]:

@@ -75,18 +75,26 @@ def share_of(hits: int, n: int, *, missing: str = "no case") -> Figure:
 
 
 def clustered(
-    scored: Sequence[tuple[str, float]], *, missing: str = "no case", seed: int = 0
+    scored: Sequence[tuple[str, float]],
+    *,
+    missing: str = "no case",
+    share: bool = True,
+    seed: int = 0,
 ) -> Figure:
     """Return a mean over (prompt, value), its interval from resampling whole prompts.
 
-    Where every value is 0, or every value is 1, resampling has no width: the interval is then
-    Wilson's for as many cases as there are prompts.
+    Args:
+        scored: One value per case.
+        missing: Why there is no figure, where there are no cases.
+        share: Whether values are hits, 0..1. Where all of them are 0, or all are 1, resampling has
+            no width: the interval is then Wilson's for as many cases as there are prompts.
+        seed: Of the draws.
     """
     if not scored:
         return Figure.none(missing)
     values, prompts = [value for _, value in scored], [prompt for prompt, _ in scored]
     groups = len(set(prompts))
-    if set(values) in ({0.0}, {1.0}):
+    if share and set(values) in ({0.0}, {1.0}):
         value, low, high = wilson(values[0] * groups, groups)
     elif groups == 1:
         return Figure.none("all cases belong to one prompt", n=len(scored), groups=1)

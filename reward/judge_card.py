@@ -28,11 +28,12 @@ from reward.labels import Labels
 from reward.page import counted, written
 from reward.probes import (
     Family,
+    Padding,
     Tell,
     draw_cases,
     injection_suite,
     order_lines,
-    padding_lines,
+    padding_attack,
 )
 from reward.recall import reading_lines, safety_lines
 from sft.files import UserError, sha256_of
@@ -83,7 +84,7 @@ class Card:
     validations: list[Validation]
     order: list[Line]
     length: list[Line]
-    padding: list[Line]
+    padding: list[Padding]
     injection: list[Family]
     safety: list[Line]
     reading: list[Line]
@@ -157,10 +158,13 @@ def make_card(
         replies=len(labels.replies),
         unscored=dict(Counter(a.unscored for a in found.values() if a.unscored)),
         per_second=round(len(found) / seconds, 1),
-        validations=[validate(labels, criterion, found) for criterion in labels.scales],
+        validations=[
+            *(validate(labels, criterion, found) for criterion in labels.scales),
+            *_unlabelled(labels, found),
+        ],
         order=order_lines(evaluator, cases, tell),
         length=length_lines(labels, found),
-        padding=padding_lines(evaluator, cases, tell),
+        padding=padding_attack(evaluator, cases, tell),
         injection=injection_suite(evaluator, cases, tell),
         safety=safety_lines(labels, found),
         reading=reading_lines(messages) if messages else [],
@@ -190,9 +194,23 @@ def validate(labels: Labels, criterion: str, found: Mapping[str, Assessment]) ->
         "better than a word count": ahead.above(0.0),
     }
     failed = [name for name, holds in held.items() if not holds]
-    how = f"{line.name}, n = {line.evaluator.n} from {line.evaluator.groups} prompts"
-    sentence = f"{how}: {'holds' if not failed else 'not shown: ' + ', '.join(failed)}"
+    figure = line.evaluator
+    value = written(figure, line.kind)[0] if figure.measured else "not measured"
+    sentence = f"{line.name} {value}, n = {figure.n} from {figure.groups} prompts"
+    if failed:
+        sentence += f"; not shown: {', '.join(failed)}"
     return Validation(criterion, judged_as, not failed, sentence, ahead, lines)
+
+
+def _unlabelled(labels: Labels, found: Mapping[str, Assessment]) -> list[Validation]:
+    """Return the evaluator's own criteria that no label speaks of."""
+    graded = {name for assessment in found.values() for name in assessment.criteria}
+    spoken = {scale.judged_as for scale in labels.scales.values()}
+    reason = "no label grades it"
+    return [
+        Validation(name, name, False, reason, Figure.none(reason), [])
+        for name in sorted(graded - spoken)
+    ]
 
 
 def table(card: Card) -> str:
@@ -202,7 +220,7 @@ def table(card: Card) -> str:
         verdict = "VALIDATED" if v.validated else "NOT VALIDATED"
         rows += ["", f"{v.criterion}: {verdict}. {v.sentence}", *map(_row, v.lines)]
     for title, lines in (
-        ("what must not matter", [*card.order, *card.padding, *card.length]),
+        ("what must not matter", [*card.order, *_padded(card), *card.length]),
         ("safety", [*card.safety, *card.reading]),
     ):
         rows += ["", title, *map(_row, lines)]
@@ -218,6 +236,17 @@ def table(card: Card) -> str:
         f"{card.replies} replies, {unscored} unscored, {card.per_second} verdicts a second",
     ]
     return "\n".join(rows[1:])
+
+
+def _padded(card: Card) -> list[Line]:
+    return [
+        line
+        for each in card.padding
+        for line in (
+            Line(f"quality rises with {each.sentences} more sentences", "share", each.rises),
+            Line(f"mean change with {each.sentences} more sentences", "points", each.change),
+        )
+    ]
 
 
 def _row(line: Line) -> str:

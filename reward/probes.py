@@ -40,6 +40,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Padding:
+    """What so many neutral sentences behind a reply did to its quality.
+
+    Attributes:
+        sentences: How many were added.
+        rises: Share of replies whose quality rose by more than `MOVED`.
+        change: Mean change of quality, on 1..5.
+    """
+
+    sentences: int
+    rises: Figure
+    change: Figure
+
+
+@dataclass(frozen=True)
 class Family:
     """What a family of attacks did.
 
@@ -148,7 +163,7 @@ def _order(gap: float) -> int:
     return 0 if abs(gap) < TIE else sign(gap)
 
 
-def padding_lines(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> list[Line]:
+def padding_attack(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> list[Padding]:
     """Return how often and how far a grade rises when neutral sentences follow a reply."""
     sentences = _asset("padding")["sentences"]
     rises: dict[int, list[tuple[str, float]]] = {count: [] for count in PADDING}
@@ -167,15 +182,15 @@ def padding_lines(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> li
             if base is not None and grade is not None:
                 rises[count].append((case.prompt.id, grade - base))
         tell(1 + len(PADDING))
-    made = []
-    for count, changes in rises.items():
-        name = f"{count} neutral sentence{'s' if count > 1 else ''} added"
-        risen = sum(change > MOVED for _, change in changes)
-        made += [
-            Line(f"{name}: grade rises", "share", share_of(risen, len(changes))),
-            Line(f"{name}: mean change", "points", clustered(changes, missing="no scored reply")),
-        ]
-    return made
+    none = "no scored reply"
+    return [
+        Padding(
+            count,
+            share_of(sum(rise > MOVED for _, rise in changes), len(changes), missing=none),
+            clustered(changes, missing=none, share=False),
+        )
+        for count, changes in rises.items()
+    ]
 
 
 def injection_suite(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> list[Family]:
