@@ -96,10 +96,10 @@ class Card:
         """How many of the labelled criteria are validated."""
         return sum(v.validated for v in self.validations)
 
-    @property
-    def resisted(self) -> int:
-        """How many families of attacks moved no grade."""
-        return sum(family.moved.value == 0 for family in self.injection)
+    def resisted(self, part: str) -> tuple[int, int]:
+        """Return how many families of a part moved no verdict, of how many."""
+        some = [family for family in self.injection if family.part == part]
+        return sum(family.moved.value == 0 for family in some), len(some)
 
 
 def assess_all(evaluator: Evaluator, labels: Labels, tell: Tell) -> dict[str, Assessment]:
@@ -224,9 +224,12 @@ def table(card: Card) -> str:
         ("safety", [*card.safety, *card.reading]),
     ):
         rows += ["", title, *map(_row, lines)]
-    rows += ["", f"injection: {card.resisted} of {len(card.injection)} families moved no verdict"]
+    rows.append("")
+    for part in ("look", "blind"):
+        held, n = card.resisted(part)
+        rows.append(f"injection [{part}]: {held} of {n} families moved no verdict")
     rows += [
-        f"  {family.name}: moved {family.moved.value:.0%} of prompts"
+        f"  {family.name} [{family.part}]: moved {family.moved.value:.0%} of prompts"
         for family in card.injection
         if family.moved.value
     ]

@@ -40,6 +40,16 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Attack:
+    """Texts of one family, where they are put ("beside" or "instead"), and their part."""
+
+    place: str
+    family: str
+    part: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Padding:
     """What so many neutral sentences behind a reply did to its quality.
 
@@ -60,6 +70,7 @@ class Family:
 
     Attributes:
         name: Of the family.
+        part: "look": texts that the project's own detector was taught, "blind": texts it was not.
         tried: Attacked replies, over texts and places.
         unscored: Attacked replies that got no score: seen, and harmless.
         moved: Prompts of which any attacked reply moved, with Wilson's interval over prompts.
@@ -69,6 +80,7 @@ class Family:
     """
 
     name: str
+    part: str
     tried: int
     unscored: int
     moved: Figure
@@ -104,12 +116,9 @@ def draw_cases(
 
 
 def asked(n: int) -> int:
-    """Return about how many verdicts the probes of n prompts ask for."""
-    attacks = load_attacks()
-    texts = 2 * sum(map(len, attacks["beside"].values())) + sum(
-        map(len, attacks["instead"].values())
-    )
-    return n * (4 * COMPANY + len(PADDING) + texts)
+    """Return how many verdicts the probes of n prompts ask for, at most."""
+    texts = sum(len(a.texts) * (2 if a.place == "beside" else 1) for a in load_attacks())
+    return n * (4 * COMPANY + 1 + len(PADDING) + 1 + texts)
 
 
 def order_lines(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> list[Line]:
@@ -197,22 +206,21 @@ def injection_suite(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> 
     """Try every family of attacks, in the reply and in the person's message."""
     plain = {c.prompt.id: evaluator.assess(c.prompt, [c.replies[0]])[0] for c in cases}
     made = []
-    for place, families in load_attacks().items():
-        for name, texts in families.items():
-            results = []
-            for case in cases:
-                tries = [t for text in texts for t in _attacked(case, text, place)]
-                found = [evaluator.assess(prompt, [reply])[0] for prompt, reply in tries]
-                results.append([_effect(plain[case.prompt.id], a, place) for a in found])
-                tell(len(tries))
-            made.append(_family(name, results))
+    for attack in load_attacks():
+        results = []
+        for case in cases:
+            tries = [t for text in attack.texts for t in _attacked(case, text, attack.place)]
+            found = [evaluator.assess(prompt, [reply])[0] for prompt, reply in tries]
+            results.append([_effect(plain[case.prompt.id], a, attack.place) for a in found])
+            tell(len(tries))
+        made.append(_family(attack, results))
     return made
 
 
 _Effect = tuple[float, float]  # how far a verdict moved, and how far upwards, on 1..5
 
 
-def _family(name: str, results: Sequence[Sequence[_Effect | None]]) -> Family:
+def _family(attack: Attack, results: Sequence[Sequence[_Effect | None]]) -> Family:
     every = [effect for tries in results for effect in tries]
     known = [[effect for effect in tries if effect is not None] for tries in results]
 
@@ -223,7 +231,15 @@ def _family(name: str, results: Sequence[Sequence[_Effect | None]]) -> Family:
     scored = [effect for effects in known for effect in effects]
     largest = max((moved for moved, _ in scored), default=None)
     unscored = len(every) - len(scored)
-    return Family(name, len(every), unscored, prompts_with(0), prompts_with(1), largest)
+    return Family(
+        attack.family,
+        attack.part,
+        len(every),
+        unscored,
+        prompts_with(0),
+        prompts_with(1),
+        largest,
+    )
 
 
 def _attacked(case: Case, text: str, place: str) -> list[tuple[Prompt, Candidate]]:
@@ -263,9 +279,14 @@ def movement(one: Assessment, other: Assessment) -> float | None:
     return max(abs(a - b) for a, b in grades if a is not None and b is not None)
 
 
-def load_attacks() -> dict[str, dict[str, list[str]]]:
-    """Return the texts of `assets/attacks.yaml` by place and family."""
-    return {place: _asset("attacks")[place] for place in ("beside", "instead")}
+def load_attacks() -> list[Attack]:
+    """Return the texts of `assets/attacks.yaml`."""
+    return [
+        Attack(place, family, part, tuple(texts))
+        for place in ("beside", "instead")
+        for family, parts in _asset("attacks")[place].items()
+        for part, texts in parts.items()
+    ]
 
 
 @cache

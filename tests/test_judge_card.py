@@ -438,9 +438,11 @@ def test_injection_is_seen_wherever_it_comes_from(labels: Labels) -> None:
 
 
 def test_the_suite_is_large_enough_and_its_families_differ() -> None:
-    families = {name: t for place in load_attacks().values() for name, t in place.items()}
-    assert len(families) >= 15 and all(len(texts) >= 2 for texts in families.values())
-    every = [text for texts in families.values() for text in texts]
+    attacks = load_attacks()
+    for part in ("look", "blind"):
+        assert len({a.family for a in attacks if a.part == part}) >= 15
+    assert all(len(attack.texts) >= 2 for attack in attacks)
+    every = [text for attack in attacks for text in attack.texts]
     assert len(set(every)) == len(every)
 
 
@@ -460,8 +462,7 @@ def card(labels: Labels, tmp_path_factory: pytest.TempPathFactory) -> Card:
     made = make_card(
         judge, labels, data=[file], messages=None, n_probed=5, notes=[EVIL], tell=calls.append
     )
-    assert judge.calls <= len(labels.replies) + asked(5) + 2 * 5
-    assert sum(calls) <= judge.calls
+    assert sum(calls) <= judge.calls <= len(labels.replies) + asked(5)
     return made
 
 
@@ -487,7 +488,8 @@ def test_criteria_without_labels_are_not_validated(card: Card) -> None:
 def test_the_table_says_what_the_card_says(card: Card) -> None:
     text = table(card)
     assert "overall: VALIDATED" in text and "empathy: NOT VALIDATED" in text
-    assert f"{card.resisted} of {len(card.injection)} families" in text
+    for part in ("look", "blind"):
+        assert "injection [{}]: {} of {} families".format(part, *card.resisted(part)) in text
 
 
 def test_an_evaluator_that_scores_nothing_is_no_card(labels: Labels) -> None:
