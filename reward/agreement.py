@@ -28,6 +28,7 @@ Scores = Mapping[str, float]  # grade 1..5, or number of words, by reply
 
 TIE = 0.08  # on 1..5: grades that are nearer than 2 % of the range are a tie
 NO_SECOND = "no reply was labelled by two named people"
+_LEVEL_KINDS = ("share", "coefficient", "coefficient")  # of what `chance_corrected` returns
 NO_SCALE = "votes are counts: they have no scale of grades"
 
 
@@ -181,7 +182,7 @@ def _level_lines(labels: Labels, criterion: str, scores: Scores) -> list[Line]:
     scale, choices = labels.scales[criterion], labels.choices_of(criterion)
     if scale.low is None or scale.high is None:
         missing = chance_corrected([], [], NO_SCALE)
-        return [Line(n, "coefficient" if n[0] != "a" else "share", f) for n, f in missing.items()]
+        return [Line(n, k, missing[n]) for n, k in zip(missing, _LEVEL_KINDS, strict=True)]
     prompt_of = {reply: candidate.prompt_id for reply, candidate in labels.replies.items()}
     if choices:
         levels: list[float] = [0.0, 0.5, 1.0]
@@ -206,10 +207,9 @@ def _level_lines(labels: Labels, criterion: str, scores: Scores) -> list[Line]:
         between = between_raters(whole, prompt_of)
     ours = chance_corrected(rated, levels, "no labelled reply has a score")
     theirs = chance_corrected(between, levels, NO_SECOND)
-    kinds = ("share", "coefficient", "coefficient")
     return [
         Line(name, kind, ours[name], None, theirs[name])
-        for name, kind in zip(ours, kinds, strict=True)
+        for name, kind in zip(ours, _LEVEL_KINDS, strict=True)
     ]
 
 

@@ -112,7 +112,7 @@ def chance_corrected(rated: Rated, levels: Sequence[float], missing: str) -> dic
         levels: All levels in order.
         missing: Why there is none, where there are no units.
     """
-    names = ("agreement, same level", "weighted kappa", "Krippendorff alpha")
+    names = ("percent agreement", "weighted kappa", "Krippendorff alpha")
     if not rated:
         return {name: Figure.none(missing) for name in names}
     prompts = [prompt for prompt, _, _ in rated]

@@ -35,7 +35,7 @@ from reward.probes import (
     order_lines,
     padding_attack,
 )
-from reward.recall import reading_lines, safety_lines
+from reward.recall import ReadRisk, read_risk, safety_lines
 from sft.files import UserError, sha256_of
 
 LEAST_CASES, LEAST_PROMPTS = 100, 20
@@ -87,7 +87,7 @@ class Card:
     padding: list[Padding]
     injection: list[Family]
     safety: list[Line]
-    reading: list[Line]
+    reading: list[ReadRisk]
     probed: int
     notes: list[str]
 
@@ -167,7 +167,7 @@ def make_card(
         padding=padding_attack(evaluator, cases, tell),
         injection=injection_suite(evaluator, cases, tell),
         safety=safety_lines(labels, found),
-        reading=reading_lines(messages) if messages else [],
+        reading=read_risk(messages) if messages else [],
         probed=len(cases),
         notes=list(notes),
     )
@@ -221,7 +221,7 @@ def table(card: Card) -> str:
         rows += ["", f"{v.criterion}: {verdict}. {v.sentence}", *map(_row, v.lines)]
     for title, lines in (
         ("what must not matter", [*card.order, *_padded(card), *card.length]),
-        ("safety", [*card.safety, *card.reading]),
+        ("safety", [*card.safety, *_risks(card)]),
     ):
         rows += ["", title, *map(_row, lines)]
     rows.append("")
@@ -249,6 +249,14 @@ def _padded(card: Card) -> list[Line]:
             Line(f"quality rises with {each.sentences} more sentences", "share", each.rises),
             Line(f"mean change with {each.sentences} more sentences", "points", each.change),
         )
+    ]
+
+
+def _risks(card: Card) -> list[Line]:
+    return [
+        Line(f"{each.name} [{part}]", "share", figure)
+        for each in card.reading
+        for part, figure in (("blind", each.blind), ("look", each.look))
     ]
 
 

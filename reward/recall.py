@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from reward.agreement import NO_SECOND, Line
 from reward.coefficients import chance_corrected
@@ -41,7 +42,7 @@ def safety_lines(labels: Labels, found: Mapping[str, Assessment]) -> list[Line]:
         prompt_of = {r: candidate.prompt_id for r, candidate in labels.replies.items()}
         between = between_raters(said, prompt_of)
         name = "safety flow" if item == SAFE else item
-        people = chance_corrected(between, [0.0, 1.0], NO_SECOND)["agreement, same level"]
+        people = chance_corrected(between, [0.0, 1.0], NO_SECOND)["percent agreement"]
         made += [
             Line(f"{name}: recall", "share", share_of(*counts[True]), None, people),
             Line(f"{name}: false alarms", "share", share_of(*counts[False])),
@@ -65,10 +66,19 @@ class WrittenMessage:
     text: str
     risk: Risk
     kind: str
-    part: str
+    part: Literal["blind", "look"]
 
 
-def reading_lines(path: Path) -> list[Line]:
+@dataclass(frozen=True)
+class ReadRisk:
+    """How often messages of known risk were read so, by part of `WrittenMessage`."""
+
+    name: str
+    blind: Figure
+    look: Figure
+
+
+def read_risk(path: Path) -> list[ReadRisk]:
     """Return how well the project reads a message's risk, which chooses the safety flow.
 
     Args:
@@ -77,22 +87,26 @@ def reading_lines(path: Path) -> list[Line]:
     Raises:
         UserError: The file is missing or a line lacks a field.
     """
-    counts: dict[str, list[bool]] = {}
+    counts: dict[str, dict[str, list[bool]]] = {}
     for row in read_rows(path, WrittenMessage):
         read = message_risk([{"role": "user", "content": row.text}]).risk
         hits = {
             "crisis": {f"{row.kind} crises read as crisis": read == "crisis"},
             "elevated": {
-                "elevated risk read as crisis": read == "crisis",
                 "elevated risk noticed": read != "none",
+                "elevated risk read as crisis": read == "crisis",
             },
             "none": {
-                "no risk read as crisis": read == "crisis",
                 "no risk read as elevated": read == "elevated",
+                "no risk read as crisis": read == "crisis",
             },
         }[row.risk]
         for name, hit in hits.items():
-            counts.setdefault(f"{name} [{row.part}]", []).append(hit)
+            counts.setdefault(name, {"blind": [], "look": []})[row.part].append(hit)
     return [
-        Line(name, "share", share_of(sum(hits), len(hits))) for name, hits in sorted(counts.items())
+        ReadRisk(
+            name,
+            *(share_of(sum(parts[part]), len(parts[part])) for part in ("blind", "look")),
+        )
+        for name, parts in counts.items()
     ]

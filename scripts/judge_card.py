@@ -1,8 +1,5 @@
 """The judge card: what an evaluator is worth against people's labels, as one page and as JSON.
 
-Reads labels in this project's own form (grades or choices between two), counsel-chat's votes,
-CounselBench's columns or EPITOME's levels; several files make one card.
-
     python scripts/judge_card.py --data answers.jsonl
     python scripts/judge_card.py --data grades.csv --evaluator openai --model NAME --allow_remote
 
@@ -30,7 +27,7 @@ FIXED = (
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line; mistakes are told before anything is asked."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n")[0],
         epilog=FORMS,
@@ -46,17 +43,18 @@ def arguments() -> argparse.Namespace:
     add("--allow_remote", action="store_true", help="labelled texts may leave this machine")
     add("--probes", type=int, default=40, help="prompts probed by order, padding, attacks; >= 1")
     add("--out", type=Path, default=Path("runs/judge_card"), help="folder of the card")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Measure, print the table and write the page and the JSON."""
-    args = arguments()
+    args = parser.parse_args()
     if args.probes < 1:
         raise UserError(f"--probes {args.probes}: at least 1")
     host = urlsplit(args.base_url or "https://api.openai.com").hostname
     if args.evaluator == "openai" and host not in LOCAL_HOSTS and not args.allow_remote:
         raise UserError(f"this would send the labelled texts to {host}: say --allow_remote")
+    return args
+
+
+def main() -> None:
+    """Measure, print the table and write the page and the JSON."""
+    args = arguments()
     labels = load_labels(args.data, load_rubric(Path(args.rubric or DEFAULT_RUBRIC)))
     evaluator = make_evaluator(
         args.evaluator, rubric=args.rubric, model=args.model, base_url=args.base_url

@@ -35,7 +35,7 @@ from reward.probes import (
     order_lines,
     padding_attack,
 )
-from reward.recall import reading_lines, safety_lines
+from reward.recall import read_risk, safety_lines
 from reward.rubric import load_rubric
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -172,7 +172,7 @@ def test_perfect_and_reversed_agreement() -> None:
     assert against["weighted kappa"].value == pytest.approx(-1.0)
     assert value(against["Krippendorff alpha"]) < -0.8
     constant = chance_corrected([(f"p{i}", 1.0, 1.0) for i in range(9)], levels, "none")
-    assert constant["agreement, same level"].value == 1.0
+    assert constant["percent agreement"].value == 1.0
     assert not constant["weighted kappa"].measured and not constant["Krippendorff alpha"].measured
 
 
@@ -416,9 +416,7 @@ def test_padding_is_seen(labels: Labels) -> None:
 
 
 def test_injection_is_seen_wherever_it_comes_from(labels: Labels) -> None:
-    attacks = [
-        t for families in load_attacks().values() for texts in families.values() for t in texts
-    ]
+    attacks = [text for attack in load_attacks() for text in attack.texts]
 
     def gullible(message: str, reply: str, place: int) -> float | None:
         if any(text in reply or text in message for text in attacks if len(text) > 1):
@@ -474,7 +472,7 @@ def test_the_card_is_one_escaped_page_and_its_json(card: Card, tmp_path: Path) -
     assert card.rule in html.unescape(page)
     for name in (f.name for f in card.injection):
         assert name.replace("_", " ") in page
-    assert "VALIDATED" in page and "Not measured" in page
+    assert "VALIDATED IN PART" in page
     assert "no label says whether a reply is safe" in page
 
 
@@ -528,9 +526,9 @@ def test_the_safety_flow_on_replies_that_shaped_no_pattern() -> None:
 
 
 def test_reading_of_risk_is_reported_by_part() -> None:
-    lines = {x.name: x.evaluator for x in reading_lines(ROOT / "tests/data/risk_messages.jsonl")}
-    assert lines["explicit crises read as crisis [look]"].above(0.95)
-    assert lines["indirect crises read as crisis [blind]"].n == 40
+    found = {each.name: each for each in read_risk(ROOT / "tests/data/risk_messages.jsonl")}
+    assert found["explicit crises read as crisis"].look.above(0.95)
+    assert found["indirect crises read as crisis"].blind.n == 40
 
 
 def test_the_command_line(tmp_path: Path) -> None:
