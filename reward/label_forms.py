@@ -1,7 +1,6 @@
 """Reads people's labels from files: this project's own form, and three public ones.
 
-The form is told by the columns (`FORMS`). Nothing of a row is repeated in a message: rows hold
-conversations.
+The form is told by the columns (`FORMS`). No message repeats a row: rows hold conversations.
 """
 
 from __future__ import annotations
@@ -30,15 +29,14 @@ FORMS = """columns of labels (JSON lines, a JSON array or CSV; [in brackets: opt
   seeker_post, response_post, level                             EPITOME, a file per mechanism"""
 
 UNNAMED = "unnamed"
-_YES, _NO = frozenset(("yes", "true", "1")), frozenset(("no", "false", "0"))
+_ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 _UNSURE = "i am not sure"  # CounselBench's third answer: no label
 _MECHANISMS = {
     "emotional": "emotional reactions",
     "exploration": "explorations",
     "interpretation": "interpretations",
 }
-# CounselBench's questions, and what the evaluator says about the same thing. Its toxicity is left
-# out: no criterion of a rubric stands for it.
+# CounselBench's questions, and what the evaluator says of the same; no criterion is its toxicity.
 _COUNSELBENCH = {
     "overall_score": ("overall", Scale(QUALITY, 1, 5)),
     "empathy_score": ("empathy", Scale("empathy", 1, 5)),
@@ -239,7 +237,6 @@ def _epitome(made: _Collected, place: str, path: Path, row: Row) -> None:
 
 
 def _messages(value: object) -> list[Message]:
-    """Return a prompt as messages; plain text is one message of the person."""
     if isinstance(value, str) and clean(value):
         return [{"role": "user", "content": clean(value)}]
     if isinstance(value, list) and value and all(_is_message(m) for m in value):
@@ -297,7 +294,7 @@ def _number(row: Row, name: str) -> float:
 
 
 def _yes(row: Row, name: str) -> bool:
-    said = str(row[name]).strip().lower()
-    if said in _YES or said in _NO:
-        return said in _YES
-    raise _Mistake(f"{name} is neither yes nor no")
+    answer = _ANSWERS.get(str(row[name]).strip().lower())
+    if answer is None:
+        raise _Mistake(f"{name} is neither yes nor no")
+    return answer

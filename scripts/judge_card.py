@@ -1,9 +1,7 @@
 """The judge card: what an evaluator is worth against people's labels, as one page and as JSON.
 
-    python scripts/judge_card.py --data answers.jsonl
-    python scripts/judge_card.py --data grades.csv --evaluator openai --model NAME --allow_remote
-
-The key of a service comes from the environment (OPENAI_API_KEY) alone.
+python scripts/judge_card.py --data answers.jsonl
+python scripts/judge_card.py --data grades.csv --evaluator openai --model NAME --allow_remote
 """
 
 import argparse

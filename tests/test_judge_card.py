@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reward import figures
 from reward.agreement import agreement_lines, grade_of, lead, scores_of, to_level
 from reward.coefficients import chance_corrected, rank_correlation, weighted_kappa
 from reward.evaluator import Assessment
@@ -84,6 +85,11 @@ def first_number(message: str, reply: str, place: int) -> float:
     found = re.search(r"\d+", reply)
     assert found
     return int(found[0]) / 100
+
+
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "RESAMPLES", 200)
 
 
 def write(path: Path, rows: Sequence[dict[str, object]]) -> Path:
@@ -316,6 +322,23 @@ def test_too_few_cases_validate_nothing(tmp_path: Path) -> None:
     few = made_labels(tmp_path, prompts=6)
     found = validate(few, "overall", assessed(few, ByRule(first_number)))
     assert not found.validated and "at least 100 cases" in found.sentence
+
+
+def test_labels_without_pairs_are_judged_by_rank(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    rows: list[dict[str, object]] = [
+        {"seeker_post": f"post {i}", "rp_id": i, "level": good // 50,
+         "response_post": f"{good} {'word ' * int(rng.integers(1, 30))}"}
+        for i, good in enumerate(rng.choice([0, 50, 100], 120).tolist())
+    ]  # fmt: skip
+    some = load_labels([write(tmp_path / "explorations.jsonl", rows)], RUBRIC)
+    good = validate(some, "explorations", assessed(some, ByRule(first_number)))
+    assert good.validated and good.sentence.startswith("rank correlation 1.00, n = 120")
+    assert good.lead.above(0.5) and not good.lines[0].evaluator.measured
+    lines = {line.name: line.evaluator for line in good.lines}
+    assert lines["weighted kappa"].value == 1.0 and lines["calibration offset"].value == 0.0
+    blind = validate(some, "explorations", assessed(some, ByRule(lambda m, r, k: 0.5)))
+    assert not blind.validated
 
 
 def test_an_evaluator_without_the_criterion_is_not_measured(tmp_path: Path) -> None:
