@@ -110,6 +110,12 @@ def trainer_options(
     }
 
 
+def autocast(precision: models.Precision) -> torch.autocast:
+    """What Trainer computes in once it has prepared the model; outside, it says nothing."""
+    mixed = precision.bf16 or precision.fp16
+    return torch.autocast(precision.device, precision.dtype, enabled=mixed)
+
+
 class TrainerRules:
     """Mixin for TRL's trainers: what holds for every training of this project.
 
@@ -220,10 +226,6 @@ def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
     return max(float((after[name] - value).abs().max()) for name, value in before.items())
 
 
-class DemonstrationTrainer(TrainerRules, SFTTrainer):
-    """TRL's trainer on rows that `encode` has rendered."""
-
-
 def make_trainer(
     model: PeftModel,
     rows: Sequence[dict[str, Any]],
@@ -235,7 +237,7 @@ def make_trainer(
     dataset = Dataset.from_list(list(rows))
     if args.packing:
         dataset = pack(dataset, args.max_length, args.packing_strategy)
-    return DemonstrationTrainer(
+    return type("Trainer", (TrainerRules, SFTTrainer), {})(
         model=model, args=args, train_dataset=dataset, processing_class=tokenizer
     )
 
