@@ -13,28 +13,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainingArguments,
 )
 
+from reward.model import RewardModel
+from reward.train import RewardTrainer, reward_options
 from rlaif import dpo
 from rlaif.bench import trl as bench_trl
 from rlaif.bench.material import words
 from rlaif.bench.work import OURS, PACK, RANK, Job, Name, Opponent, Size
+from rlaif.groups import to_groups
+from rlaif.pair_rows import encode_pairs
 from sft import base, train
 from sft import model as project_models
 from sft.chat import LLAMA3, Chat, system_prompt
-from sft.config import DpoSection, FinetuneSection, ModelSection
+from sft.config import DpoSection, FinetuneSection, ModelSection, RewardSection
 from sft.recipe import Recipe
 from sft.runs import Stage
 
 POSITIONS = 16384
-START = 0.02  # standard deviation of the adapters' weights, A and B alike
+START = 0.02  # standard deviation of what learns
+SCORES = ("heads.reward.weight", "base_model.model.score.modules_to_save.default.weight")
+NOTHING = 1e-9  # weight of the safety head's loss: it is computed, and TRL's trainer has none
 
 
 def write_model(size: Size, folder: Path, layers: int) -> None:
@@ -76,45 +84,93 @@ def write_model(size: Size, folder: Path, layers: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def learned(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """What is trained, by names that all contestants share.
+
+    Left out is our reward model's safety head, which TRL's has not.
+    """
+    found = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not name.startswith("heads.safety"):
+            found["score" if name in SCORES else name.removeprefix("language.")] = weight
+    return found
+
+
 def same_start(model: torch.nn.Module) -> None:
     """Give what learns the weights that all contestants start from, away from the reference."""
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-                weight.copy_(START * torch.randn(weight.shape, generator=draw))
+        for name, weight in learned(model).items():
+            draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            weight.copy_(START * torch.randn(weight.shape, generator=draw))
 
 
 def our_dpo(job: Job) -> Trainer:
     """This project's DPO by a recipe, as `rlaif.dpo.train_dpo` makes it: on trees."""
-    recipe, precision, tokenizer, chat = _by_recipe(job)
-    rows = dpo.encode_pairs(chat, job.material.pairs).rows
-    base_model = project_models.load_base(recipe.model, precision)
-    model = project_models.new_adapter(base_model, recipe.model)
+    recipe, precision, chat = _by_recipe(job)
+    model = _new_policy(recipe, precision)
     before = train.snapshot(model)
+    rows = encode_pairs(chat, job.material.pairs).rows
     options = dpo.dpo_options(recipe, precision, job.scratch)
-    stage = Stage(job.scratch, {}, reused=False, is_main=False)  # says nothing
-    trainer = dpo.make_trainer(recipe, model, rows, options, precision, tokenizer, stage)
+    # The stage says nothing.
+    stage = Stage(job.scratch / "dpo", {}, reused=False, is_main=False)
+    parts = dpo.Job(recipe, model, rows, options, precision, chat.tokenizer, stage)
+    trainer = dpo.make_trainer(parts, start=None)
     project_models.keep_float32(model, before)
     return trainer
 
 
 def our_sft(job: Job) -> Trainer:
     """This project's SFT by a recipe, as `sft.train.finetune` makes it: packed."""
-    recipe, precision, tokenizer, chat = _by_recipe(job)
-    rows = train.encode(chat, job.material.demonstrations).rows
-    base_model = project_models.load_base(recipe.model, precision)
-    model = project_models.new_adapter(base_model, recipe.model)
+    recipe, precision, chat = _by_recipe(job)
+    model = _new_policy(recipe, precision)
     before = train.snapshot(model)
+    rows = train.encode(chat, job.material.demonstrations).rows
     options = train.trainer_options(recipe.finetune, recipe, precision, job.scratch)
-    trainer = train.make_trainer(model, rows, options, tokenizer)
+    trainer = train.make_trainer(model, rows, options, chat.tokenizer)
     project_models.keep_float32(model, before)
     return trainer
 
 
-def _by_recipe(
-    job: Job,
-) -> tuple[Recipe, project_models.Precision, PreTrainedTokenizerBase, Chat]:
+def our_reward(job: Job) -> Trainer:
+    """This project's reward model by a recipe, as `reward.train.fit_reward` makes it: on trees."""
+    recipe, precision, chat = _by_recipe(job)
+    model = RewardModel(_new_policy(recipe, precision), chat, precision)
+    if job.gradient_checkpointing:
+        model.language.gradient_checkpointing_enable({"use_reentrant": False})
+    options = reward_options(recipe, precision, job.scratch)
+    return RewardTrainer(
+        recipe.reward,
+        model,
+        args=TrainingArguments(**options),
+        train_dataset=Dataset.from_list(_comparisons(job, chat)),
+    )
+
+
+def _comparisons(job: Job, chat: Chat) -> list[dict[str, Any]]:
+    """Rows of the reward trainer: a prompt, its replies, and which is better; all are certain."""
+    rows = []
+    for group in to_groups(encode_pairs(chat, job.material.pairs).rows):
+        n_pairs, n_replies = len(group["pairs"]), len(group["sequences"])
+        rows.append(
+            {
+                "sequences": group["sequences"],
+                "pairs": group["pairs"],
+                "confidence": [1.0] * n_pairs,
+                "margin": group["margins"],
+                "safe": [1.0] * n_replies,
+                "length": group["length"],
+            }
+        )
+    return rows
+
+
+def _new_policy(recipe: Recipe, precision: project_models.Precision) -> PeftModel:
+    """A fresh adapter on the base."""
+    base_model = project_models.load_base(recipe.model, precision)
+    return project_models.new_adapter(base_model, recipe.model)
+
+
+def _by_recipe(job: Job) -> tuple[Recipe, project_models.Precision, Chat]:
     """The job as a recipe, and what every stage makes of one first."""
     system = job.scratch / "system.txt"
     system.write_text(job.material.system, encoding="utf-8")
@@ -140,6 +196,11 @@ def _by_recipe(
             **_training(job, prompts, job.micro_prompts),
             trainer={"train_sampling_strategy": "group_by_length"},
         ),
+        reward=RewardSection(
+            **_training(job, prompts, job.micro_prompts),
+            safety_weight=NOTHING,
+            trainer={"train_sampling_strategy": "group_by_length"},
+        ),
         finetune=FinetuneSection(
             **_training(job, demonstrations, 1),
             trainer={"packing": True, "max_length": PACK},
@@ -148,7 +209,7 @@ def _by_recipe(
     precision = project_models.choose_precision(job.dtype, use_cpu=on_cpu)
     tokenizer = project_models.load_tokenizer(recipe.model)
     chat = Chat(tokenizer, system_prompt(recipe.model.system_prompt), recipe.model.max_length)
-    return recipe, precision, tokenizer, chat
+    return recipe, precision, chat
 
 
 def _training(job: Job, rows: int, micro: int) -> dict[str, Any]:
@@ -166,7 +227,11 @@ def _training(job: Job, rows: int, micro: int) -> dict[str, Any]:
 # Where this project's trainer of a stage plugs in: a function of the job that returns a trainer
 # ready for `train()`. Its adapter has the names that TRL's has, its rows come in the material's
 # order, and an update of it is the whole material.
-OURS_BY_STAGE: Mapping[str, Callable[[Job], Trainer]] = {"dpo": our_dpo, "sft": our_sft}
+OURS_BY_STAGE: Mapping[str, Callable[[Job], Trainer]] = {
+    "dpo": our_dpo,
+    "sft": our_sft,
+    "reward": our_reward,
+}
 TRL_BY_STAGE: Mapping[str, Callable[[Job, Opponent], Trainer]] = {
     "dpo": bench_trl.dpo_trainer,
     "sft": bench_trl.sft_trainer,

@@ -18,7 +18,7 @@ from rlaif.bench.figures import Figures, Longest, Missing, Timing
 from rlaif.bench.material import long_material, make_material, shortened
 from rlaif.bench.processes import GO, Process, context_for
 from rlaif.bench.rules import Equality, check_equal, longest_fitting, turns
-from rlaif.bench.work import NOT_YET, OTHER_LENGTHS, OURS, WORKS, Job, Material, Ready, Size, Work
+from rlaif.bench.work import OTHER_LENGTHS, OURS, WORKS, Job, Material, Ready, Size, Work
 from rlaif.bench.work import opponents as opponents_of
 
 FINER = 1.06  # from one length that is tried for the longest prompt to the next
@@ -91,8 +91,6 @@ class _Run:
         for work in (*WORKS, *OTHER_LENGTHS):
             if work.name not in self.options.works:
                 missing.append(Missing(work, "not asked for"))
-            elif work.stage in NOT_YET:
-                missing.append(Missing(work, NOT_YET[work.stage]))
             elif not self._against(work):
                 missing.append(Missing(work, "its opponent was not asked for"))
             elif work.ratio is None and self.options.data is None:

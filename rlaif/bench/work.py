@@ -112,10 +112,6 @@ WORKS = (
 OTHER_LENGTHS = (Work("dpo-pair", "dpo", 1.0, prompts=2), Work("dpo-k4-all", "dpo", None, 4))
 
 
-# Stages whose trainer has not been plugged into `rlaif.bench.contestants.OURS_BY_STAGE`, and why.
-NOT_YET = {"reward": "this project has no reward model trainer yet"}
-
-
 def opponents(work: Work, device: str) -> list[Opponent]:
     """Whom the work is measured against.
 

@@ -27,7 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from rlaif.bench.contestants import make_trainer, same_start, write_model
+from rlaif.bench.contestants import learned, make_trainer, same_start, write_model
 from rlaif.bench.processes import GO, tell
 from rlaif.bench.rules import Equality
 from rlaif.bench.work import Job, Name, Ready, Size
@@ -82,8 +82,8 @@ def _loss_and_gradient(trainer: Trainer) -> tuple[float, list[tuple[str, torch.T
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
     loss.backward()
-    learned = [(n, w.grad) for n, w in trainer.model.named_parameters() if w.grad is not None]
-    return float(loss), sorted((name, grad.flatten().double().cpu()) for name, grad in learned)
+    gradients = ((n, w.grad) for n, w in learned(trainer.model).items() if w.grad is not None)
+    return loss.item(), sorted((name, grad.flatten().double().cpu()) for name, grad in gradients)
 
 
 def take_turns(connection: Connection, job: Job, who: Name) -> int:
