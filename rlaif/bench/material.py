@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from reward.agreement import read_answers
+from reward.label_forms import load_labels
 from reward.pairs import Pair
+from reward.rubric import load_rubric
 from rlaif.bench.work import Material, Size, Work
 from sft.chat import system_prompt
 from sft.data import Demonstration, Message
@@ -67,7 +68,7 @@ def read_lengths(path: Path, n: int, rng: random.Random) -> tuple[int, list[Leng
     over; of more than four answers, four are drawn; they are ordered by votes.
 
     Args:
-        path: answers with votes, as `reward.agreement.read_answers` reads them.
+        path: answers with votes, in a form that `reward.label_forms` reads.
         n: questions to draw.
         rng: draws them.
 
@@ -75,11 +76,13 @@ def read_lengths(path: Path, n: int, rng: random.Random) -> tuple[int, list[Leng
         UserError: the file cannot be read, or has too few such questions.
     """
     system = _count(system_prompt("support"))
-    fitting = []
-    for prompt, answers in read_answers(path).values():
+    labels, fitting = load_labels([path], load_rubric()), []
+    votes = labels.consensus("upvotes")
+    for name, answers in labels.of_prompt().items():
         some = rng.sample(answers, min(4, len(answers)))
-        replies = tuple(_count(a.text) for a in sorted(some, key=lambda a: -a.votes))
-        asked = _count(prompt.messages[0]["content"])
+        ranked = sorted(some, key=lambda answer: -votes.get(answer.id, 0.0))
+        replies = tuple(_count(answer.text) for answer in ranked)
+        asked = _count(labels.prompts[name].messages[-1]["content"])
         longest = system + asked + max(replies) + 2 * PER_MESSAGE + AROUND + 1
         if len(replies) > 1 and min(replies) > 0 and longest <= LONGEST:
             fitting.append(Lengths(asked, replies))
