@@ -6,10 +6,12 @@ Nothing here knows who judges; `reward/offline.py` is the evaluator that needs n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+from reward.forecast import Forecast
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import EvaluatorStopped
@@ -40,8 +42,7 @@ class Assessment:
         rubric: Rubric judged by, as name@hash.
         unscored: Reason why there is no score, None where there is one.
         tokens: Tokens paid for, 0 for a local evaluator.
-        cost: Price paid in US dollars, where the evaluator knows it; the two of this project do
-            not know prices and leave 0, whatever was paid.
+        cost: Price paid in US dollars; 0 where no prices were given, whatever was paid.
 
     Raises:
         ValueError: A score beside a reason, neither of them, or a number out of its range.
@@ -136,4 +137,28 @@ class Evaluator(Protocol):
         Raises:
             PartlyAssessed: The evaluator cannot go on before something is changed.
         """
+        ...
+
+
+@runtime_checkable
+class BulkEvaluator(Evaluator, Protocol):
+    """An evaluator that judges many prompts at once and keeps what was answered in a ledger."""
+
+    ledger: Path | None
+
+    def assess_all(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        advance: Callable[[int], None],
+    ) -> list[Assessment]:
+        """Judge the candidates of many prompts; one assessment per candidate, in their order."""
+        ...
+
+    def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
+        """What would be asked and what it would cost; nobody is called."""
+        ...
+
+    def note(self) -> str:
+        """What a live line should say beside the count: money, failures, waits."""
         ...

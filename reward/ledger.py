@@ -160,6 +160,13 @@ class Ledger:
         )
         return dict(rows.fetchall())
 
+    def sent_with(self, batch: str) -> list[Attempt]:
+        """The calls that were sent in a batch with the reserve of each."""
+        rows = self._db.execute(
+            f"SELECT {_ATTEMPT} FROM attempts WHERE outcome = 'sent' AND detail = ?", (batch,)
+        )
+        return [Attempt(*row) for row in rows]
+
     def open_batches(self) -> list[BatchNote]:
         """The last note on each batch that is not done, oldest first."""
         rows = self._db.execute(f"SELECT {_NOTE} FROM batches ORDER BY rowid")
@@ -217,6 +224,12 @@ def open_ledger(path: Path) -> Iterator[Ledger]:
             yield Ledger(path, connection)
         finally:
             connection.close()
+
+
+def memory_ledger() -> Ledger:
+    """A ledger that ends with this process."""
+    path = Path(":memory:")
+    return Ledger(path, _connect(path))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
