@@ -26,7 +26,7 @@ from reward.gate import Closed, Gate
 from reward.ledger import Answer, Attempt, Entry, Ledger
 from reward.service import Pace, Request, Service
 from reward.transport import DirectTransport, needs_proxy
-from sft.files import EvaluatorStopped
+from sft.files import EvaluatorStopped, StorageError
 from sft.progress import duration
 
 SILENT = 20  # calls without an answer before a silence means anything
@@ -80,10 +80,11 @@ class Caller:
         service: who is asked.
         ledger: where outcomes go.
         pace: how long a silence may last.
+        hint: what a user should change when the service does not know the model.
     """
 
-    def __init__(self, service: Service, ledger: Ledger, pace: Pace) -> None:
-        self.service, self._pace = service, pace
+    def __init__(self, service: Service, ledger: Ledger, pace: Pace, hint: str) -> None:
+        self.service, self._pace, self._hint = service, pace, hint
         self.budget = Budget(service.prices, service.max_cost, ledger.spent())
         self.gate = Gate(service.max_in_flight)
         self.outcomes: Counter[str] = Counter()
@@ -134,8 +135,7 @@ class Caller:
         """One call, from its place at the gate until its outcome is on the disk.
 
         Raises:
-            Closed: the run stops; the call was not made.
-            StorageError: the ledger cannot be written.
+            Closed: the run stops, for the reason in `stopped`.
         """
         entered = await self.gate.enter()
         overload = False
@@ -145,12 +145,18 @@ class Caller:
             await self._reserve(request.key, bound)
             outcome = await self._send(request.key, body)
             overload = isinstance(outcome, Failure) and outcome.overload
+            # Before the place is given back: whoever gets it would call once more.
+            if isinstance(outcome, Failure) and outcome.kind == "fatal":
+                self.stop(EvaluatorStopped(self._refusal(outcome)))
             outcome, entries, cost = self._account(outcome, request.key, bound)
             await self._recorder.save(entries)
             self.budget.settle(bound, cost)
+            self._observe(outcome)
+        except StorageError as error:
+            self.stop(error)
+            raise Closed from error
         finally:
             self.gate.leave(entered, overload=overload)
-        self._observe(outcome)
         return outcome
 
     def note(self) -> str:
@@ -185,6 +191,12 @@ class Caller:
         except openai.APIError as error:
             return failure_of(error, self.service.url)
         return read_response(key, response, self.service.model)
+
+    def _refusal(self, outcome: Failure) -> str:
+        name, url = self.service.name, self.service.url
+        if outcome.outcome == "unknown model":
+            return f"{url} does not know {self.service.model}: {outcome.detail}. {self._hint}"
+        return f"{name} refuses: {outcome.detail}"
 
     def _most(self, body: dict[str, Any], max_tokens: int) -> float:
         """The most that a call can cost, US dollars; 0 where prices are unknown."""

@@ -89,7 +89,7 @@ class Client(Generic[Found]):
         pace: Pace,
     ) -> None:
         self.service, self.ledger, self.pace = service, ledger, pace
-        self.caller = Caller(service, ledger, pace)
+        self.caller = Caller(service, ledger, pace, hint)
         self._read, self._hint = read, hint
         self._readable = self._unreadable = self._rejected = 0
 
@@ -183,7 +183,7 @@ class Client(Generic[Found]):
                 self._stop_if_hopeless(found or settle(answers, self._read, final=True))
                 continue
             if outcome.kind == "fatal":
-                raise EvaluatorStopped(self._refusal(outcome))
+                raise Closed
             if outcome.kind == "rejected":
                 return self._reject(outcome)
             limited += outcome.kind == "rate limit"
@@ -194,12 +194,6 @@ class Client(Generic[Found]):
                 most = self.pace.base_s * 2.0 ** min(tries + limited, 20)
                 await self.caller.sleep(random.uniform(0.0, min(self.pace.longest_s, most)))
         return found
-
-    def _refusal(self, outcome: Failure) -> str:
-        name, url = self.service.name, self.service.url
-        if outcome.outcome == "unknown model":
-            return f"{url} does not know {self.service.model}: {outcome.detail}. {self._hint}"
-        return f"{name} refuses: {outcome.detail}"
 
     def _reject(self, outcome: Failure) -> Unread:
         """A request that is not understood; where none ever was, the settings are wrong."""

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -101,7 +102,12 @@ def judge(call: Call) -> Reply:
 
 
 async def serve(
-    script: Script, port: int, started: Callable[[int], None], *, delay: float = 0.0
+    script: Script,
+    port: int,
+    started: Callable[[int], None],
+    *,
+    delay: float = 0.0,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Answer by the script until cancelled; `started` learns the port, `port` 0 = any free one."""
 
@@ -115,14 +121,14 @@ async def serve(
                     break
         writer.transport.abort()
 
-    server = await asyncio.start_server(connection, "127.0.0.1", port, backlog=BACKLOG)
+    server = await asyncio.start_server(connection, "127.0.0.1", port, backlog=BACKLOG, ssl=tls)
     started(server.sockets[0].getsockname()[1])
     async with server:
         await server.serve_forever()
 
 
 @contextlib.contextmanager
-def running(script: Script) -> Iterator[str]:
+def running(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve in a thread of this process; gives the base URL."""
     loop = asyncio.new_event_loop()
     ready = threading.Event()
@@ -137,12 +143,12 @@ def running(script: Script) -> Iterator[str]:
             loop.run_until_complete(task)
         loop.close()
 
-    task = loop.create_task(serve(script, 0, started))
+    task = loop.create_task(serve(script, 0, started, tls=tls))
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     ready.wait()
     try:
-        yield f"http://127.0.0.1:{ports[0]}/v1"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{ports[0]}/v1"
     finally:
         loop.call_soon_threadsafe(_cancel_all, loop)
         thread.join()

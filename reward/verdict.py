@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -18,14 +19,14 @@ Verdict = type[BaseModel]
 _FENCE = re.compile(r"\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 
 
-def _no_truth_value(value: object) -> object:
+def _whole(value: object) -> object:
     # Python counts True as 1: "empathy": true would be a grade.
     if isinstance(value, bool):
         raise ValueError("a grade is a number")
-    return value
+    return next((grade for grade in (1, 2, 3, 4, 5) if value == grade), value)
 
 
-Grade = Annotated[Literal[1, 2, 3, 4, 5], BeforeValidator(_no_truth_value)]
+Grade = Annotated[Literal[1, 2, 3, 4, 5], BeforeValidator(_whole)]
 
 
 def verdict_schema(rubric: Rubric, risk: Risk) -> Verdict:
@@ -45,7 +46,7 @@ def read_verdict(text: str, schema: Verdict) -> dict[str, Any] | str:
     """The verdict exactly as it stands in the text, or the reason why it is none.
 
     JSON alone, or in one fence; each name once, no other name, whole grades from 1 to 5, true or
-    false. "4", 4.5, "4/5", NaN and `true` are no grades.
+    false. "4", 4.5, "4/5", NaN and `true` are no grades; 4.0 is.
     """
     fenced = _FENCE.fullmatch(text)
     try:
@@ -53,6 +54,7 @@ def read_verdict(text: str, schema: Verdict) -> dict[str, Any] | str:
             fenced[1] if fenced else text,
             object_pairs_hook=_no_duplicates,
             parse_constant=_no_constant,
+            parse_float=_exact,
         )
     except RecursionError:
         return "not JSON"
@@ -69,6 +71,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("duplicate key")
     return dict(pairs)
+
+
+def _exact(text: str) -> Decimal:
+    # As a float, 5.0000000000000000001 would be a 5.
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        raise ValueError(f"{text} has no exact value") from None
 
 
 def _no_constant(name: str) -> NoReturn:
