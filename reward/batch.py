@@ -115,7 +115,8 @@ class _Desk:
             sent = [Attempt(key, "sent", name, cost) for key, cost in keys if cost]
             self.ledger.append([*sent, BatchNote(name, "made")])
             file = self.api.files.create(file=(f"{name}.jsonl", content), purpose="batch")
-            batch = self.api.batches.create(
+            # Not tried again: where only the answer was lost, a second batch would be paid too.
+            batch = self.api.with_options(max_retries=0).batches.create(
                 input_file_id=file.id,
                 endpoint=ENDPOINT,
                 completion_window="24h",

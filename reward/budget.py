@@ -39,18 +39,20 @@ class Budget:
     """
 
     def __init__(self, prices: Prices | None, cap: float | None, spent: float) -> None:
-        self.prices, self.cap, self.spent, self.reserved = prices, cap, spent, 0.0
+        self.prices, self.cap, self.spent = prices, cap, spent
+        self.reserved, self.calls = 0.0, 0  # of calls that are not settled
 
     def reserve(self, bound: float) -> bool:
         """Set money aside for a call that costs at most `bound`; False = the cap is too near."""
         if self.cap is not None and self.spent + self.reserved + bound > self.cap:
             return False
-        self.reserved += bound
+        self.reserved, self.calls = self.reserved + bound, self.calls + 1
         return True
 
     def settle(self, bound: float, cost: float) -> None:
         """Replace what was set aside for a call by what it cost."""
-        self.reserved -= bound
+        self.calls -= 1
+        self.reserved = self.reserved - bound if self.calls else 0.0
         self.spent += cost
 
 

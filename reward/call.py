@@ -211,10 +211,8 @@ class Caller:
         Raises:
             Closed: the cap is too near, or the run stops.
         """
-        if self.budget.cap is None:
-            return
         while not self.budget.reserve(bound):
-            if self.budget.reserved <= 0:
+            if not self.budget.calls:
                 spent, cap = self.budget.spent, self.budget.cap
                 text = (
                     f"max_cost is reached: ${spent:.4f} of ${cap:g} are spent and the next call "
@@ -222,7 +220,8 @@ class Caller:
                 )
                 self.stop(EvaluatorStopped(text))
             await self.sleep(0.02)
-        await self._recorder.save([Attempt(key, "sent", cost=bound)])
+        if self.budget.cap is not None:
+            await self._recorder.save([Attempt(key, "sent", cost=bound)])
 
     def _account(
         self, outcome: Answer | Failure, key: str, bound: float

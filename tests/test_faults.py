@@ -287,8 +287,9 @@ def test_a_certificate_that_nobody_trusts_names_ssl_cert_file(path, capsys, monk
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command")
     certificate = path.with_name("localhost.pem")  # signed by itself
-    made = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
-    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "own.pem"]
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    names = ["-keyout", "key.pem", "-out", "own.pem"]
     subprocess.run(["openssl", *made, *names], cwd=path.parent, check=True, capture_output=True)
     parts = [path.with_name(name).read_text() for name in ("key.pem", "own.pem")]
     certificate.write_text("".join(parts))
