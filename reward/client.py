@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from reward.call import Caller
@@ -39,7 +40,11 @@ class Unread:
 
 
 def settle(
-    answers: Sequence[Answer], read: Callable[[Answer], Found | Unread], *, final: bool = False
+    answers: Sequence[Answer],
+    read: Callable[[Answer], Found | Unread],
+    *,
+    final: bool = False,
+    whole: bool = True,
 ) -> Found | Unread | None:
     """What the answers to one request come to; None = ask once more.
 
@@ -50,13 +55,14 @@ def settle(
         answers: oldest first.
         read: the value in an answer, or why it has none.
         final: nothing more can be asked.
+        whole: an answer that was cut off is none; False = it is read like the others.
     """
     cut = unread = 0
     reason = "not asked"
     for answer in answers:
         if answer.finish in REFUSALS:
             return Unread("refused")
-        if answer.finish == "length":
+        if whole and answer.finish == "length":
             cut, reason = cut + 1, "truncated"
             continue
         found = read(answer)
@@ -77,6 +83,7 @@ class Client(Generic[Found]):
         read: the value in an answer, or why it has none.
         hint: what a user should change when the service understands no request.
         pace: how patient to be.
+        whole: an answer that was cut off is asked again with twice the tokens; False = it counts.
     """
 
     def __init__(
@@ -87,10 +94,12 @@ class Client(Generic[Found]):
         *,
         hint: str,
         pace: Pace,
+        whole: bool = True,
     ) -> None:
         self.service, self.ledger, self.pace = service, ledger, pace
         self.caller = Caller(service, ledger, pace, hint)
-        self._read, self._hint = read, hint
+        self._settle = partial(settle, read=read, whole=whole)
+        self._hint = hint
         self._readable = self._unreadable = self._rejected = 0
 
     async def ask_all(
@@ -133,7 +142,7 @@ class Client(Generic[Found]):
         todo = []
         for request in requests:
             before = self.ledger.answers(request.key) if request.key in known else []
-            found = settle(before, self._read)
+            found = self._settle(before)
             if found is None:
                 todo.append((request, before))
             else:
@@ -173,14 +182,14 @@ class Client(Generic[Found]):
 
     async def _ask(self, request: Request, answers: list[Answer]) -> Found | Unread:
         tries = limited = 0
-        found = settle(answers, self._read)
+        found = self._settle(answers)
         while found is None:
             cut = any(answer.finish == "length" for answer in answers)
             outcome = await self.caller.call(request, request.max_tokens * (2 if cut else 1))
             if isinstance(outcome, Answer):
                 answers.append(outcome)
-                found = settle(answers, self._read)
-                self._stop_if_hopeless(found or settle(answers, self._read, final=True))
+                found = self._settle(answers)
+                self._stop_if_hopeless(found or self._settle(answers, final=True))
                 continue
             if outcome.kind == "fatal":
                 raise Closed

@@ -181,6 +181,11 @@ def _money(name: str, section: ServiceSection) -> list[Problem]:
         fields = tuple(f"{name}.{field}" for field in ("max_cost", "price_in", "price_out"))
         text = "a cap needs both prices, in US dollars per million tokens"
         found.append((fields, text))
+    if isinstance(section, GenerateSection) and section.backend == "local":
+        for field, given in (("shard", section.shard), ("dry_run", section.dry_run or None)):
+            if given is not None:
+                text = "only a served policy (generate.backend openai) can be asked in parts"
+                found.append(((f"{name}.{field}", "generate.backend"), text))
     shard = section.shard if isinstance(section, ScoreSection | GenerateSection) else None
     if shard is not None:
         number, of = map(int, shard.split("/"))

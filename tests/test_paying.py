@@ -265,7 +265,7 @@ class BatchService:
         path = call.path.partition("?")[0].removeprefix("/v1/")
         if call.method == "POST" and path == "files":
             name = f"file-{len(self.files)}"
-            parts = call.body.split(b"\r\n\r\n")
+            parts = call.raw.split(b"\r\n\r\n")
             self.files[name] = next(p for p in parts if p.startswith(b'{"custom_id"')).rpartition(
                 b"\r\n--")[0]  # fmt: skip
             return Reply(body={"id": name, "object": "file"})
@@ -295,7 +295,9 @@ class BatchService:
                 row = json.loads(line)
                 self.asked[row["custom_id"]] += 1
                 if number < self.share * len(lines):
-                    body = rehearsal.judge(Call("POST", "", {}, row["body"])).body
+                    body = rehearsal.judge(
+                        Call("POST", "", {}, json.dumps(row["body"]).encode())
+                    ).body
                     response = {"status_code": 200, "body": body}
                     done.append({"custom_id": row["custom_id"], "response": response})
                 elif self.status == "expired":
