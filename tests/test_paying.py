@@ -23,10 +23,12 @@ from reward.remote import OpenAIEvaluator
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from reward.service import Pace, Service
 from reward.shards import answering, gather, of_shard, stage_name
+from rlaif.evaluate import judge_all, make_judge
 from sft import config
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import EvaluatorStopped, UserError, read_json, read_rows, write_rows
+from sft.recipe import Recipe
 
 RUBRIC = load_rubric()
 PRICES = Prices(tokens_in=2.0, tokens_out=8.0)
@@ -448,3 +450,27 @@ def test_a_shard_that_is_none_is_told():
     for wrong in ("17/16", "0/4", "a/b", "3"):
         with pytest.raises(UserError, match="shard"):
             config.load(["--run", "t", "--shard", wrong], "score", "")
+
+
+# --- the judge of the result -------------------------------------------------------------------
+
+
+def test_the_judge_of_the_result_asks_many_at_once_and_pays_once(tmp_path):
+    prompts, policy = rows(30)
+    baseline = [replace(c, id=f"b-{c.id}", text=f"{c.text} Tell me more.") for c in policy]
+    judge = Counting()
+    with rehearsal.running(judge) as url:
+        section = {"judge": "openai", "judge_model": "judge", "base_url": url}
+        recipe = Recipe(run="t", evaluate=section | {"price_in": 2, "price_out": 8})
+        seen: list[int] = []
+        first = make_judge(recipe, tmp_path)
+        found = judge_all(first, prompts, policy, baseline, seen.append)
+        assert (judge.calls, sum(seen)) == (60, 60)
+        assert judge_all(make_judge(recipe, tmp_path), prompts, policy, baseline, seen.append) == (
+            found
+        )
+        assert judge.calls == 60
+    assert len(found[0]) == 30
+    assert "spent" in first.note()
+    with open_ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.spent() == pytest.approx(judge.billed)
