@@ -199,7 +199,7 @@ class Client(Generic[Found]):
             tries += outcome.kind == "transient"
             if tries >= self.pace.tries or limited >= self.pace.limited:
                 return Unread(outcome.outcome)
-            if outcome.wait_s is None:
+            if not outcome.wait_s:  # a wait that was told is the gate's to keep
                 most = self.pace.base_s * 2.0 ** min(tries + limited, 20)
                 await self.caller.sleep(random.uniform(0.0, min(self.pace.longest_s, most)))
         return found

@@ -68,7 +68,7 @@ class Attempt:
         key: as in `Answer`.
         outcome: a failure ("rate limit", "timeout", ...), "sent" for a call that is about to leave
             or "settled" when its outcome is known.
-        detail: what the service said, shortened; never text of a conversation.
+        detail: what the service said, shortened; a batch's hash in what it "sent".
         cost: US dollars that it may have cost; "sent" holds the most and "settled" takes it back,
             so that a call on the wire at a kill stays counted.
         at: seconds since 1970.

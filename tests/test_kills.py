@@ -158,7 +158,7 @@ def check_interrupted(folder: Path, *, rows: int, kills: int, terms: int, delay:
 
 
 def test_a_few_kills_and_signals(tmp_path):
-    check_interrupted(tmp_path, rows=160, kills=5, terms=3, delay=0.05)
+    check_interrupted(tmp_path, rows=120, kills=3, terms=2, delay=0.05)
 
 
 @pytest.mark.slow
@@ -171,3 +171,16 @@ def test_ctrl_c_saves_what_is_on_the_wire(tmp_path):
         code, lost, stored = run.interrupt(signal.SIGINT, 0.05)
         assert (code, lost) == (130, 0)
         assert 0 < len(stored) < 60
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    with runs(tmp_path, 20, 30.0) as run:  # answers take half a minute
+        pid = run.start("cut")
+        while run.judge.total() < IN_FLIGHT:
+            time.sleep(0.01)
+        began = time.monotonic()
+        for _ in range(2):
+            subprocess.run(["kill", f"-{signal.SIGINT.value}", str(pid)], check=True)
+            time.sleep(0.3)
+        assert run.end() == 130
+        assert time.monotonic() - began < 10

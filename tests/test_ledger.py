@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,9 @@ def test_batches_that_are_not_done_are_told(tmp_path):
         ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=6), min_size=1, max_size=4))
 def test_ledgers_merge_without_duplicates_in_any_number_of_times(shards):
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.sqlite" for i in range(len(shards))]
         for i, (path, keys) in enumerate(zip(paths, shards, strict=True)):

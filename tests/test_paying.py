@@ -369,6 +369,15 @@ def test_a_run_that_ends_while_a_batch_works_goes_on_with_it(path, fast_polls):
     assert len(service.batches) == 1
 
 
+def test_many_requests_are_several_batches(path, fast_polls, monkeypatch):
+    monkeypatch.setattr("reward.batch.MOST_REQUESTS", 3)
+    service = BatchService()
+    with rehearsal.running(service) as url:
+        assert all(a.scored for a in batched(url, path, 10))
+    sizes = [len(service.files[b["input_file_id"]].splitlines()) for b in service.batches.values()]
+    assert sizes == [3, 3, 3, 1]
+
+
 def test_an_expired_batch_keeps_its_part_and_the_rest_is_sent_again(path, fast_polls):
     service = BatchService()
     service.status, service.share = "expired", 0.5
