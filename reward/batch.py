@@ -7,6 +7,7 @@ server keeps the hash beside it. Not here: single calls (`reward.client`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -75,29 +76,36 @@ def ask_in_batches(
     finish(final=False)
     if not left:
         return
-    with openai.OpenAI(api_key=service.key(), base_url=service.url, max_retries=RETRIES) as api:
+    with _connected(service) as api:
         desk = _Desk(service, ledger, api)
-        try:
+        reasons |= desk.collect(tick, poll_s)
+        finish(final=False)
+        for _ in range(ROUNDS):
+            if not left:
+                break
+            whole = desk.send(list(left.values()))
             reasons |= desk.collect(tick, poll_s)
             finish(final=False)
-            for _ in range(ROUNDS):
-                if not left:
-                    break
-                whole = desk.send(list(left.values()))
-                reasons |= desk.collect(tick, poll_s)
-                finish(final=False)
-                if not whole:
-                    raise EvaluatorStopped(
-                        f"max_cost is reached: ${ledger.spent():.4f} of ${service.max_cost:g} are "
-                        "spent. What was answered is kept: raise --max_cost to go on"
-                    )
-        except openai.APIError as error:
-            failure = failure_of(error, service.url)
-            raise EvaluatorStopped(
-                f"{service.name}, Batch API: {failure.outcome}: {failure.detail}. Batches under "
-                "way are in the ledger: the same command goes on with them"
-            ) from error
+            if not whole:
+                raise EvaluatorStopped(
+                    f"max_cost is reached: ${ledger.spent():.4f} of ${service.max_cost:g} are "
+                    "spent. What was answered is kept: raise --max_cost to go on"
+                )
     finish(final=True)
+
+
+@contextlib.contextmanager
+def _connected(service: Service) -> Iterator[openai.OpenAI]:
+    """The service; what it refuses ends the run and says how to go on."""
+    try:
+        with openai.OpenAI(api_key=service.key(), base_url=service.url, max_retries=RETRIES) as api:
+            yield api
+    except openai.APIError as error:
+        failure = failure_of(error, service.url)
+        raise EvaluatorStopped(
+            f"{service.name}, Batch API: {failure.outcome}: {failure.detail}. Batches under way "
+            "are in the ledger: the same command goes on with them"
+        ) from error
 
 
 class _Desk:

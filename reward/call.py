@@ -58,13 +58,13 @@ class Recorder:
         while self._waiting:
             group, self._waiting = self._waiting, []
             together = [entry for entries, _ in group for entry in entries]
-            try:
-                await loop.run_in_executor(self._writer, self._ledger.append, together)
-            except Exception as error:  # every call that waits has to learn of it
-                for _, written in group:
+            work = loop.run_in_executor(self._writer, self._ledger.append, together)
+            await asyncio.wait([work])
+            # Every call that waits has to learn of it, unless it was given up meanwhile.
+            for written in (each for _, each in group if not each.done()):
+                if error := work.exception():
                     written.set_exception(error)
-            else:
-                for _, written in group:
+                else:
                     written.set_result(None)
         self._task = None
 
@@ -100,7 +100,9 @@ class Caller:
     async def connected(self) -> AsyncIterator[None]:
         """Meanwhile calls can be made."""
         url = self.service.url
-        direct = None if needs_proxy(url) else httpx2.AsyncClient(transport=DirectTransport())
+        direct = None
+        if not needs_proxy(url):
+            direct = httpx2.AsyncClient(transport=DirectTransport(), follow_redirects=True)
         self._api = openai.AsyncOpenAI(
             api_key=self.service.key(),
             base_url=url,
@@ -177,7 +179,8 @@ class Caller:
         """Print a note, once per run and matter."""
         if about not in self._noted:
             self._noted.add(about)
-            print(f"\nnote: {text}", file=sys.stderr, flush=True)
+            start = "\n" if sys.stderr.isatty() else ""  # below the live line
+            print(f"{start}note: {text}", file=sys.stderr, flush=True)
 
     # --- one call ------------------------------------------------------------------------------
 

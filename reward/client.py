@@ -160,15 +160,15 @@ class Client(Generic[Found]):
         alive: set[asyncio.Task[None]] = set()
 
         async def one(request: Request, before: list[Answer]) -> None:
-            try:
-                found = await self._ask(request, before)
-                done(request.key, found)
-            except Closed:
-                pass
-            except Exception as error:  # whatever it is ends the run, and is raised at its end
+            with contextlib.suppress(Closed):
+                done(request.key, await self._ask(request, before))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            alive.discard(task)
+            room.release()
+            # Whatever it is ends the run, and is raised at its end.
+            if not task.cancelled() and (error := task.exception()) is not None:
                 self.caller.stop(error)
-            finally:
-                room.release()
 
         for request, before in todo:
             await room.acquire()
@@ -176,7 +176,7 @@ class Client(Generic[Found]):
                 break
             task = asyncio.create_task(one(request, before))
             alive.add(task)
-            task.add_done_callback(alive.discard)
+            task.add_done_callback(ended)
         while alive:
             await asyncio.wait(alive)
 

@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from reward.forecast import Forecast
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import EvaluatorStopped
+
+if TYPE_CHECKING:
+    from reward.forecast import Forecast
 
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 5.0
 

@@ -131,7 +131,8 @@ async def serve(
     """Answer by the script until cancelled; `started` learns the port, `port` 0 = any free one."""
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        ends = (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        with contextlib.suppress(*ends):
             while True:
                 reply = script(await _read(reader))
                 if reply.delay or delay:

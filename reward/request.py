@@ -52,19 +52,19 @@ class Form:
 
     def request(self, prompt: Prompt, candidate: Candidate) -> Request:
         """What to ask about one reply."""
-        material = _material(prompt, candidate)
-        return Request(self.key(material), lambda limit: self.body(material, limit), MAX_TOKENS)
-
-    def key(self, material: str) -> str:
-        """The key of a request about this material."""
         whole = self._hash.copy()
-        whole.update(material.encode())
-        return whole.hexdigest()[:KEY_DIGITS]
+        whole.update(_material(prompt, candidate).encode())
+        # The texts are put together again when they are sent: a million of them fill a memory.
+        return Request(
+            whole.hexdigest()[:KEY_DIGITS],
+            lambda limit: self._body(prompt, candidate, limit),
+            MAX_TOKENS,
+        )
 
-    def body(self, material: str, max_tokens: int) -> dict[str, Any]:
+    def _body(self, prompt: Prompt, candidate: Candidate, max_tokens: int) -> dict[str, Any]:
         """The request, with marks of its own."""
         return {
-            "messages": _messages(self._instructions, material),
+            "messages": _messages(self._instructions, _material(prompt, candidate)),
             "response_format": self._format,
             "temperature": 0,
             "max_completion_tokens": max_tokens,
