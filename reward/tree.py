@@ -24,9 +24,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
+from reward.tree_attention import BY_PIECES, KERNELS, masks_for
+
 # Families for which the tests hold the tree against plain rows.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2")
-ATTENTION = ("sdpa", "eager")  # kernels that take a mask of our own
 LOGITS_AT_ONCE = 2**25  # numbers of one tile of the head: 128 MiB in float32, some four times
 
 
@@ -154,13 +155,6 @@ def collate(
     return TreeBatch(*(as_tensor(each) for each in made))
 
 
-def ancestor_mask(ends: torch.Tensor) -> torch.Tensor:
-    """Who sees whom: (B, T) ends of subtrees -> (B, 1, T, T) bool, [b, 0, i, j] = i sees j."""
-    nodes = torch.arange(ends.shape[1], device=ends.device)
-    below = nodes[None, :, None] <= ends[:, None, :]
-    return (below & (nodes[:, None] >= nodes[None, :]))[:, None]
-
-
 class Scored(NamedTuple):
     """What the head says of each scored token, (M) each in float32; `log_probs` has a gradient.
 
@@ -184,7 +178,7 @@ def reason_against(config: PretrainedConfig, longest: int) -> str | None:
     """
     if config.model_type not in FAMILIES:
         return f"no test holds the tree of {config.model_type} models against plain rows"
-    if config._attn_implementation not in ATTENTION:
+    if config._attn_implementation not in KERNELS:
         return f"attention kernel {config._attn_implementation} takes no mask of our own"
     window = getattr(config, "sliding_window", None) if _slides(config) else None
     if window is not None and window < longest:
@@ -205,6 +199,8 @@ def add_tree_forward(model: PreTrainedModel) -> None:
     mixed precision) act there. Without these arguments the model does what it did.
     """
     plain = model.forward
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(BY_PIECES)
 
     @functools.wraps(plain)
     def forward(
@@ -216,14 +212,11 @@ def add_tree_forward(model: PreTrainedModel) -> None:
     ) -> Any:
         if tree_ends is None or tree_where is None or tree_targets is None:
             return plain(*args, **kwargs)
-        mask: torch.Tensor = ancestor_mask(tree_ends)
-        if model.config._attn_implementation == "eager":  # adds its mask to the scores
-            blocked = torch.finfo(model.dtype).min
-            mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, blocked)
         # PEFT hands on what its own signature names, empty where nothing was given.
         given = {name: kwargs[name] for name in ("input_ids", "position_ids")}
         backbone = getattr(model, model.base_model_prefix)
-        states = backbone(**given, attention_mask=mask, use_cache=False).last_hidden_state
+        masks = masks_for(model, tree_ends)
+        states = backbone(**given, **masks, use_cache=False).last_hidden_state
         head = model.get_output_embeddings()
         return score_tokens(states.flatten(0, 1)[tree_where], tree_targets, head)
 

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     inputs = material.files(recipe) | lineage.base_input(recipe) | start
     settings, number, section = recipe.settings(*SETTINGS), recipe.round, recipe.generate
     name = stage_name("candidates", section.shard)
-    k, seed = section.num_return_sequences, recipe.seed + number
+    k, seed = section.num_return_sequences, recipe.round_seed
     sampling = Sampling.of(section, k=k, seed=seed)
     folder = runs.stage_folder(recipe, name, number)
     if section.dry_run:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from difflib import get_close_matches
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
 from sft.sections import (
+    TREE_LOSSES,
     DpoSection,
     EvaluateSection,
     ExportSection,
@@ -24,7 +26,7 @@ from sft.sections import (
     ScoreSection,
     Share,
 )
-from sft.service_settings import Positive, Section, ServiceSection
+from sft.service_settings import PartsSection, Positive, Section, ServiceSection
 from sft.trainer_fields import CONFIGS, trainer_fields
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -115,6 +117,11 @@ class Recipe(Section):
             raise KeyError(f"no such settings: {sorted(missing)}")
         return self.model_dump(mode="json", include=set(names))
 
+    @property
+    def round_seed(self) -> int:
+        """This round's own seed, 0 to 2^32 - 1: of `seed` and `round` both, not of their sum."""
+        return random.Random(f"{self.seed} round {self.round}").getrandbits(32)
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
@@ -186,7 +193,7 @@ def _money(name: str, section: ServiceSection) -> list[Problem]:
             if given is not None:
                 text = "only a served policy (generate.backend openai) can be asked in parts"
                 found.append(((f"{name}.{field}", "generate.backend"), text))
-    shard = section.shard if isinstance(section, ScoreSection | GenerateSection) else None
+    shard = section.shard if isinstance(section, PartsSection) else None
     if shard is not None:
         number, of = map(int, shard.split("/"))
         if number > of:
@@ -210,6 +217,20 @@ def _numbers(r: Recipe) -> list[Problem]:
     if weights is not None and len(weights) != len(r.dpo.loss_type):
         text = f"{len(weights)} weights for {len(r.dpo.loss_type)} losses: give one for each"
         found.append((("dpo.loss_weights", "dpo.loss_type"), text))
+    only = sorted(TREE_LOSSES & set(r.dpo.loss_type))
+    only += ["pair_confidence"] if r.dpo.pair_confidence else []
+    if only and not r.dpo.tree:
+        text = f"{', '.join(only)}: only on trees; leave dpo.tree on, or choose a loss of TRL's"
+        found.append((("dpo.tree", "dpo.loss_type"), text))
+    if r.dpo.tree_tokens and not r.dpo.tree:
+        text = "a token budget packs trees: leave dpo.tree on, or set dpo.tree_tokens 0"
+        found.append((("dpo.tree_tokens", "dpo.tree"), text))
+    if r.dpo.tree_tokens and r.dpo.per_device_train_batch_size > 1:
+        text = (
+            "with dpo.tree_tokens a row is a pack of prompts that fills a micro-step: set"
+            " dpo.per_device_train_batch_size 1"
+        )
+        found.append((("dpo.tree_tokens", "dpo.per_device_train_batch_size"), text))
     if 0 < r.pair.max_length_ratio < 1:
         text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
         found.append((("pair.max_length_ratio",), text))

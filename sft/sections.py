@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from sft.service_settings import DryRun, Positive, Section, ServiceSection, Shard
+from sft.service_settings import PartsSection, Positive, Section, ServiceSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -18,7 +18,9 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "pol
 Loss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    "conservative", "odpo", "listwise",
 ]  # fmt: skip
+TREE_LOSSES = frozenset({"conservative", "odpo", "listwise"})  # TRL has none of these names
 
 
 class ModelSection(Section):
@@ -104,6 +106,12 @@ class DpoSection(TrainingSection):
     """Preference learning from pairs, against the frozen SFT adapter."""
 
     learning_rate: float = Field(default=5e-6, gt=0, le=1, description="peak rate, above 0")
+    rate_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="round n learns at learning_rate times this to the power n - 1; 1 = off",
+    )
     warmup_steps: float = Field(
         default=0.1, ge=0, description="steps; below 1 a share of all; 0 = off"
     )
@@ -111,7 +119,9 @@ class DpoSection(TrainingSection):
         default=0.1, gt=0, description="strength of the pull to the reference, above 0"
     )
     loss_type: list[Loss] = Field(
-        default=["sigmoid"], min_length=1, description="TRL's losses, summed"
+        default=["sigmoid"],
+        min_length=1,
+        description="TRL's losses, or conservative, odpo, listwise (trees only), summed",
     )
     loss_weights: list[float] | None = Field(
         default=None, description="one weight per loss_type; null = 1 each"
@@ -123,12 +133,29 @@ class DpoSection(TrainingSection):
         default=0.0,
         ge=0,
         lt=0.5,
-        description="expected share of wrong pairs, below 0.5 (robust, exo_pair, aot); 0 = off",
+        description="expected share of wrong pairs, below 0.5 (robust, conservative, exo_pair, "
+        "aot); 0 = off",
+    )
+    pair_confidence: bool = Field(
+        default=False,
+        description="smoothing is 1 - the pair's own confidence (robust, conservative; trees "
+        "only); false = label_smoothing for all",
+    )
+    offset: float = Field(
+        default=1.0,
+        ge=0,
+        description="lead in rewards that the chosen reply must have per unit of the pair's margin "
+        "(odpo); 0 = none",
     )
     tree: bool = Field(
         default=True,
         description="a row is a prompt with all its candidates, computed once; false = rows of "
         "pairs, the plain path",
+    )
+    tree_tokens: Count = Field(
+        default=0,
+        description="tokens of a micro-step, into which prompts are packed (a row is then a pack); "
+        "0 = a row is one prompt",
     )
     precompute_ref_log_probs: bool = Field(
         default=False,
@@ -137,7 +164,7 @@ class DpoSection(TrainingSection):
     )
 
 
-class GenerateSection(ServiceSection):
+class GenerateSection(PartsSection):
     """Candidate replies from the newest policy."""
 
     backend: Literal["local", "openai"] = Field(
@@ -147,8 +174,6 @@ class GenerateSection(ServiceSection):
     served_model: str | None = Field(
         default=None, description="name of the policy at that server (openai only)"
     )
-    shard: Shard = None
-    dry_run: DryRun = False
 
     num_return_sequences: int = Field(
         default=4, ge=2, description="candidates per prompt K, at least 2"
@@ -167,7 +192,7 @@ class GenerateSection(ServiceSection):
     )
 
 
-class ScoreSection(ServiceSection):
+class ScoreSection(PartsSection):
     """Who judges the candidates."""
 
     evaluator: Literal["embedded", "openai"] = Field(
@@ -189,8 +214,6 @@ class ScoreSection(ServiceSection):
         default=False,
         description="read the stored answers again and call nobody; false = ask what is missing",
     )
-    shard: Shard = None
-    dry_run: DryRun = False
     ledgers: list[str] = Field(
         default=[], description="ledgers of other machines whose answers count here; [] = none"
     )

@@ -52,14 +52,16 @@ SERVICE_ONLY = frozenset(
         *("dry_run", "rescore", "mode", "ledgers", "shard"),
     )
 )
-DryRun = Annotated[
-    bool,
-    Field(description="print requests, tokens and cost, and call nobody; false = off"),
-]
-Shard = Annotated[
-    str | None,
-    Field(
+
+
+class PartsSection(ServiceSection):
+    """A stage that may be told before what it costs, and done in parts on many machines."""
+
+    shard: str | None = Field(
+        default=None,
         pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$",
         description="share of the prompts, by hash: 3/16 = the third of sixteen; null = all",
-    ),
-]
+    )
+    dry_run: bool = Field(
+        default=False, description="print requests, tokens and cost, and call nobody; false = off"
+    )
