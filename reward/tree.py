@@ -155,6 +155,14 @@ def collate(
     return TreeBatch(*(as_tensor(each) for each in made))
 
 
+def collate_ends(trees: Sequence[Tree], pad_id: int, multiple: int = 1) -> TreeBatch:
+    """As `collate`, with nothing scored: `where` (C) has each sequence's last node."""
+    batch = collate(trees, [[len(path) for path in tree.paths] for tree in trees], pad_id, multiple)
+    width = batch.input_ids.shape[1]
+    last = [row * width + path[-1] for row, tree in enumerate(trees) for path in tree.paths]
+    return batch._replace(where=torch.tensor(last))
+
+
 class Scored(NamedTuple):
     """What the head says of each scored token, (M) each in float32; `log_probs` has a gradient.
 
@@ -195,8 +203,10 @@ def _slides(config: PretrainedConfig) -> bool:
 def add_tree_forward(model: PreTrainedModel) -> None:
     """Let `model(..., tree_ends=, tree_where=, tree_targets=)` score a `TreeBatch`.
 
-    It goes through the model's own `forward`, because wrappers (PEFT, distributed data parallel,
-    mixed precision) act there. Without these arguments the model does what it did.
+    Without targets it returns the last hidden states (M, H) at `tree_where`; without ends too, of
+    plain rows with their `attention_mask`. It goes through the model's own `forward`, because
+    wrappers (PEFT, distributed data parallel, mixed precision) act there. Without any of these
+    arguments the model does what it did.
     """
     plain = model.forward
     if model.config._attn_implementation == "sdpa":
@@ -210,15 +220,19 @@ def add_tree_forward(model: PreTrainedModel) -> None:
         tree_targets: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if tree_ends is None or tree_where is None or tree_targets is None:
+        if tree_where is None:
             return plain(*args, **kwargs)
         # PEFT hands on what its own signature names, empty where nothing was given.
-        given = {name: kwargs[name] for name in ("input_ids", "position_ids")}
+        given = {name: kwargs.get(name) for name in ("input_ids", "position_ids")}
+        masks: dict[str, Any] = {"attention_mask": kwargs.get("attention_mask")}
+        if tree_ends is not None:
+            masks = masks_for(model, tree_ends)
         backbone = getattr(model, model.base_model_prefix)
-        masks = masks_for(model, tree_ends)
         states = backbone(**given, **masks, use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        return score_tokens(states.flatten(0, 1)[tree_where], tree_targets, head)
+        chosen = states.flatten(0, 1)[tree_where]
+        if tree_targets is None:
+            return chosen
+        return score_tokens(chosen, tree_targets, model.get_output_embeddings())
 
     model.forward = forward
 

@@ -40,6 +40,7 @@ from sft.sections import TREE_LOSSES
 from sft.train import (
     Reporter,
     TrainerRules,
+    autocast,
     check_moved,
     snapshot,
     steps_line,
@@ -98,12 +99,6 @@ def check_start(
             "model"
         )
     return Start(loss, largest)
-
-
-def autocast(precision: models.Precision) -> torch.autocast:
-    """What Trainer computes in once it has prepared the model; before, it says nothing."""
-    mixed = precision.bf16 or precision.fp16
-    return torch.autocast(precision.device, precision.dtype, enabled=mixed)
 
 
 def _first_look(trainer: DPOTrainer, rows: Sequence[dict[str, Any]]) -> tuple[float, float]:

@@ -110,7 +110,8 @@ def load_prompts(
         if place != old.place:
             mistakes.append(f"{new.place}: id {_id_of(new)!r} is that of another prompt ({place})")
     raise_mistakes(mistakes, source)
-    split = _split(rows, given, seed, held_out_share)
+    said = {key: (_id_of(row), row.prompt) for key, row in rows.items()}
+    split = _split(said, given, seed, held_out_share)
     return [
         Prompt(
             id=_id_of(row),
@@ -204,13 +205,31 @@ def _said(row: Prompt | Demonstration) -> list[Message]:
     return row.messages if isinstance(row, Prompt) else row.prompt
 
 
+def set_apart(prompts: Sequence[Prompt], *, share: float, seed: int, purpose: str) -> set[str]:
+    """Return the ids of about this share of some prompts, so that nothing like them is among the
+    others; the side depends on content, seed and purpose alone.
+
+    Args:
+        prompts: of one side of the main split.
+        share: between 0 and 1; at least one group on each side where there are two.
+        seed: of the choice.
+        purpose: makes the choice another one than the main split's, which has sorted them already.
+    """
+    said = {f"{purpose} {prompt.id}": (prompt.id, prompt.messages) for prompt in prompts}
+    sides = _split(said, {}, seed, share)
+    return {said[key][0] for key, side in sides.items() if side == "held_out"}
+
+
 def _split(
-    rows: Mapping[str, Conversation], given: Mapping[str, Split], seed: int, share: float
+    rows: Mapping[str, tuple[str, list[Message]]],
+    given: Mapping[str, Split],
+    seed: int,
+    share: float,
 ) -> dict[str, Split]:
-    """Return the side of each content key: the given one, else that of its group."""
+    """Return the side of each key of an (id, messages): the given one, else that of its group."""
     numbers = groups(
-        [words_of(_user_words(row.prompt)) for row in rows.values()],
-        [_labels(_id_of(row), row.prompt) for row in rows.values()],
+        [words_of(_user_words(messages)) for _, messages in rows.values()],
+        [_labels(name, messages) for name, messages in rows.values()],
     )
     members: dict[int, list[str]] = defaultdict(list)
     for key, number in zip(rows, numbers, strict=True):

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
+from sft.pair_settings import LONGER, PairSection
+from sft.reward_settings import RewardSection
 from sft.sections import (
     TREE_LOSSES,
     DpoSection,
@@ -21,7 +23,6 @@ from sft.sections import (
     FinetuneSection,
     GenerateSection,
     ModelSection,
-    PairSection,
     Rate,
     ScoreSection,
     Share,
@@ -103,6 +104,7 @@ class Recipe(Section):
     generate: GenerateSection = GenerateSection()
     score: ScoreSection = ScoreSection()
     pair: PairSection = PairSection()
+    reward: RewardSection = RewardSection()
     dpo: DpoSection = DpoSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
@@ -125,7 +127,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
-        problems += _trainers(self)
+        problems += [*_pairs(self), *_trainers(self)]
         if problems:
             raise Impossible(problems)
         return self
@@ -186,13 +188,11 @@ def _money(name: str, section: ServiceSection) -> list[Problem]:
     found: list[Problem] = []
     if section.max_cost is not None and None in (section.price_in, section.price_out):
         fields = tuple(f"{name}.{field}" for field in ("max_cost", "price_in", "price_out"))
-        text = "a cap needs both prices, in US dollars per million tokens"
-        found.append((fields, text))
+        found.append((fields, "a cap needs both prices, in US dollars per million tokens"))
     if isinstance(section, GenerateSection) and section.backend == "local":
-        for field, given in (("shard", section.shard), ("dry_run", section.dry_run or None)):
-            if given is not None:
-                text = "only a served policy (generate.backend openai) can be asked in parts"
-                found.append(((f"{name}.{field}", "generate.backend"), text))
+        text = "only a served policy (generate.backend openai) can be asked in parts"
+        given = {f"{name}.shard": section.shard, f"{name}.dry_run": section.dry_run}
+        found += [((field, "generate.backend"), text) for field, value in given.items() if value]
     shard = section.shard if isinstance(section, PartsSection) else None
     if shard is not None:
         number, of = map(int, shard.split("/"))
@@ -231,14 +231,34 @@ def _numbers(r: Recipe) -> list[Problem]:
             " dpo.per_device_train_batch_size 1"
         )
         found.append((("dpo.tree_tokens", "dpo.per_device_train_batch_size"), text))
-    if 0 < r.pair.max_length_ratio < 1:
-        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
-        found.append((("pair.max_length_ratio",), text))
     clinic = r.prompts == "practice-clinic" and r.held_out is None
     if clinic and r.evaluate.crisis_prompts > r.evaluate.n_prompts:
         counts = f"{r.evaluate.crisis_prompts} crises among {r.evaluate.n_prompts} prompts"
         text = f"{counts}: lower the former or raise the latter"
         found.append((("evaluate.crisis_prompts", "evaluate.n_prompts"), text))
+    return found
+
+
+def _pairs(r: Recipe) -> list[Problem]:
+    """Rules of pairing that could never act."""
+    found: list[Problem] = []
+    ratio = r.pair.max_length_ratio
+    if 0 < ratio < 1:
+        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
+        found.append((("pair.max_length_ratio",), text))
+    if 1 <= ratio <= LONGER and r.pair.max_longer_share < 1:
+        text = (
+            f"with max_length_ratio {ratio:g} no pair by quality has a chosen reply more than"
+            f" {LONGER:g} times as long: raise it, set it 0, or leave max_longer_share 1"
+        )
+        found.append((("pair.max_longer_share", "pair.max_length_ratio"), text))
+    choosing = r.pair.max_pairs_per_prompt > 0 or r.pair.strategy == "best_worst"
+    if r.pair.length_match > 0 and not choosing:
+        text = (
+            "there is nothing to choose where every pair is taken: set pair.max_pairs_per_prompt,"
+            " or strategy best_worst"
+        )
+        found.append((("pair.length_match", "pair.max_pairs_per_prompt"), text))
     return found
 
 
@@ -263,16 +283,16 @@ def _room(r: Recipe) -> list[Problem]:
 
 
 def _trainers(r: Recipe) -> list[Problem]:
-    """Fields below `trainer:` that are settings of their own, or that TRL does not have."""
+    """Fields below `trainer:` that are settings of their own, or that the trainer does not have."""
     found: list[Problem] = []
-    for name, section in (("finetune", r.finetune), ("dpo", r.dpo)):
+    for name, section in (("finetune", r.finetune), ("reward", r.reward), ("dpo", r.dpo)):
         own = type(section).model_fields
         for key in sorted(section.trainer):
             if key in own:
                 text = f"{key} is a setting of its own: set {name}.{key} instead"
             elif key not in (known := trainer_fields(name)):
                 near = get_close_matches(key, known, n=1)
-                text = f"{CONFIGS[name][1]} of TRL has no '{key}'"
+                text = f"{CONFIGS[name][1]} has no '{key}'"
                 text += f": did you mean '{near[0]}'?" if near else ""
             else:
                 continue

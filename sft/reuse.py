@@ -22,6 +22,7 @@ SCRIPTS = {
     "candidates": "generate",
     "scores": "score",
     "pairs": "pair",
+    "reward": "fit_reward",
     "dpo": "dpo",
     "evaluation": "evaluate_policy",
     "export": "export",

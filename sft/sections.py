@@ -1,6 +1,7 @@
 """The settings of each stage, with default, unit, range and off-value; `sft.recipe` joins them.
 
-What excludes what, and which fields `trainer` may have, is checked in `sft.recipe`.
+Those of the pair stage are in `sft.pair_settings`. What excludes what, and which fields `trainer`
+may have, is checked in `sft.recipe`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class ModelSection(Section):
 
 
 class TrainingSection(Section):
-    """What finetune and dpo have in common, by the names of transformers' TrainingArguments."""
+    """What all training stages have in common, by the names of transformers' TrainingArguments."""
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1, description="peak rate, above 0")
     num_train_epochs: float = Field(default=1.0, gt=0, description="passes over the data, above 0")
@@ -92,7 +93,8 @@ class TrainingSection(Section):
     )
     trainer: dict[str, Any] = Field(
         default={},
-        description="any further field of TRL's configuration by its own name; {} = none",
+        description="any further field of the trainer's configuration (TRL's, for reward "
+        "transformers') by its own name; {} = none",
     )
 
 
@@ -216,21 +218,6 @@ class ScoreSection(PartsSection):
     )
     ledgers: list[str] = Field(
         default=[], description="ledgers of other machines whose answers count here; [] = none"
-    )
-
-
-class PairSection(Section):
-    """How assessments become preference pairs."""
-
-    strategy: Literal["best_worst", "best_rest", "best_rest_safe_unsafe", "all"] = Field(
-        default="best_worst", description="which candidates of a prompt are paired"
-    )
-    margin: Share = Field(
-        default=0.05, description="least difference of quality, 0 to 1; 0 = any but ties"
-    )
-    max_pairs_per_prompt: Count = Field(default=0, description="pairs per prompt; 0 = no limit")
-    max_length_ratio: float = Field(
-        default=0.0, ge=0, description="longer reply / shorter, in words, at most (>= 1); 0 = off"
     )
 
 

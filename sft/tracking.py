@@ -43,6 +43,7 @@ NAMES = {
     "candidates/candidates.jsonl": "candidates",
     "scores/assessments.jsonl": "assessments",
     "pairs/pairs.jsonl": "pairs",
+    "reward/adapter": "adapter-reward",
     "dpo/adapter": "adapter-dpo",
     "evaluation/report.json": "report",
     "export/adapter": "export",

@@ -108,6 +108,12 @@ def trainer_options(
     }
 
 
+def autocast(precision: models.Precision) -> torch.autocast:
+    """What Trainer computes in once it has prepared the model; outside, it says nothing."""
+    mixed = precision.bf16 or precision.fp16
+    return torch.autocast(precision.device, precision.dtype, enabled=mixed)
+
+
 class TrainerRules:
     """Mixin for TRL's trainers: what holds for every training of this project.
 

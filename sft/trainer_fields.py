@@ -1,7 +1,7 @@
-"""Which fields TRL's configurations have, read from their source.
+"""Which fields the trainers' configurations have, read from their source.
 
 Importing them takes seconds, as torch comes along; a misspelt field is told before that, by every
-stage. Not here: the values of those fields, which TRL checks when it trains.
+stage. Not here: the values of those fields, which the trainers check.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+# transformers' package hands its classes on from files that its imports do not name.
+TRAINING_ARGUMENTS = ("transformers.training_args", "TrainingArguments")
 CONFIGS = {
     "finetune": ("trl.trainer.sft_config", "SFTConfig"),
     "dpo": ("trl.trainer.dpo_config", "DPOConfig"),
+    "reward": TRAINING_ARGUMENTS,
 }
-# transformers' package hands its classes on from files that its imports do not name.
-TRAINING_ARGUMENTS = ("transformers.training_args", "TrainingArguments")
 
 
 @cache
 def trainer_fields(stage: str) -> frozenset[str]:
-    """Fields of the configuration class that trains a stage ("finetune" or "dpo")."""
+    """Fields of the configuration class that trains a stage ("finetune", "reward" or "dpo")."""
     return _fields(*CONFIGS[stage])
 
 

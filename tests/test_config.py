@@ -177,6 +177,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"dpo": {"tree_tokens": 2048, "tree": False}}, "a token budget packs trees"),
     ({"dpo": {"tree_tokens": 2048}}, "set dpo.per_device_train_batch_size 1"),
     ({"pair": {"max_length_ratio": 0.5}}, "never below 1"),
+    ({"pair": {"max_length_ratio": 1.5, "max_longer_share": 0.2}}, "no pair by quality has"),
+    ({"pair": {"length_match": 0.1, "strategy": "all"}}, "nothing to choose"),
     ({"evaluate": {"n_prompts": 10}}, "120 crises among 10 prompts"),
     ({"model": {"max_length": 256}}, "leave no room for a prompt"),
     ({"evaluate": {"max_new_tokens": 1024}}, "1024 tokens leave no room for a prompt"),
@@ -189,6 +191,13 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 def test_impossible_combinations_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said.replace("+", r"\+")):
         Recipe(run="x", **values)
+
+
+def test_a_margin_is_a_number_or_auto() -> None:
+    for text, value in (("auto", "auto"), ("0.1", 0.1), ("0", 0.0)):
+        assert load(["--run", "x", "--margin", text], "pair", "").pair.margin == value
+    assert "less than or equal to 1" in mistakes("--run", "x", "--pair.margin", "2")
+    assert "auto = 1.96 standard errors" in mistakes("--run", "x", "--pair.margin", "automatic")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +263,7 @@ def test_a_misspelt_trainer_field_is_told_by_every_stage_without_trl(tmp_path: P
     *told, loaded = done.stdout.splitlines()
     assert "2 problems" in told[0]
     assert f"{path}:3: finetune.trainer.adam_beta" in told[1]
-    assert "SFTConfig of TRL has no 'adam_beta': did you mean 'adam_beta" in told[1]
+    assert "SFTConfig has no 'adam_beta': did you mean 'adam_beta" in told[1]
     assert "--dpo.trainer.pading: dpo.trainer.pading" in told[2]
     assert "did you mean 'padding_free'" in told[2]
     assert loaded == ""
@@ -357,6 +366,7 @@ def test_a_recipe_does_not_change_and_gives_plain_values() -> None:
 
 def test_sections_are_models_of_their_own() -> None:
     assert set(sections()) == {
-        "model", "finetune", "generate", "score", "pair", "dpo", "evaluate", "export",
+        "model", "finetune", "generate", "score", "pair", "reward", "dpo", "evaluate",
+        "export",
     }  # fmt: skip
     assert all(issubclass(kind, BaseModel) for kind in sections().values())

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from reward.rubric import load_rubric
+from reward.train import reward_options
 from rlaif.dpo import dpo_options
 from sft import config, hub
 from sft import model as models
@@ -22,7 +24,7 @@ from sft.train import trainer_options
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "rubric.yaml")
-STAGES = [None, "finetune", "generate", "score", "pair", "dpo", "evaluate", "export"]
+STAGES = [None, "finetune", "generate", "score", "pair", "reward", "dpo", "evaluate", "export"]
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
@@ -51,6 +53,9 @@ def test_trl_takes_the_training_settings(path: Path, tmp_path: Path) -> None:
     made = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
     assert made.learning_rate == recipe.finetune.learning_rate
     assert made.optim == recipe.finetune.optim
+    fitted = TrainingArguments(**reward_options(recipe, precision, tmp_path))
+    assert fitted.learning_rate == recipe.reward.learning_rate
+    assert not fitted.remove_unused_columns  # rows are prompts, whose columns no model names
     aligned = DPOConfig(**dpo_options(recipe, precision, tmp_path))
     assert aligned.beta == recipe.dpo.beta
     assert aligned.loss_type == recipe.dpo.loss_type

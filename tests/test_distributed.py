@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from reward.evaluator import Assessment
+from reward.model import HEAD
 from reward.pairs import Pair
 from sft import config
 from sft import model as models
 from sft.candidates import Candidate
+from sft.data import Prompt
 from sft.files import read_json, read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +96,56 @@ def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
     )
     assert moved > 1e-3
     assert torch.isfinite(torch.tensor(moved))
+
+
+@pytest.mark.slow
+def test_two_processes_fit_the_reward_model_of_one(model_folders, talks, tmp_path):
+    """Rows per update, centring and report: all as one process has them."""
+    prompts, candidates, assessments = [], [], []
+    for i in range(28):
+        said = [{**talks[i % 3][0], "content": f"{talks[i % 3][0]['content']} {i} {i * i}"}]
+        prompts.append(Prompt(f"p{i}", said, "test", "sleep", "none", "train"))
+        for j in range(3):
+            name = f"c{i}-{j}"
+            text = f"{talks[j][-1]['content']} {i}"
+            candidates.append(Candidate(name, f"p{i}", text, "m", 1.0, 1.0, j, "eos"))
+            quality, safe = 0.2 + 0.3 * ((i + j) % 3), (i + j) % 3 > 0
+            verdict = ({}, quality, safe, [], "", "judge", "r@1", None)
+            assessments.append(Assessment(name, f"p{i}", *verdict))
+    common = ["--runs_dir", str(tmp_path), "--use_cpu", "--start_adapter", "none"]
+    common += ["--model.name_or_path", str(model_folders["llama"]), "--model.dtype", "float32"]
+    common += ["--model.system_prompt", "none", "--model.max_length", "256"]
+    common += ["--generate.max_new_tokens", "16", "--evaluate.max_new_tokens", "16"]
+    common += ["--per_device_train_batch_size", "2", "--learning_rate", "1e-3"]
+    # Less than an epoch: its last update may be a short one, which processes share otherwise.
+    common += ["--logging_steps", "1", "--warmup_steps", "0", "--max_steps", "4"]
+    for processes, accumulate in ((1, "2"), (2, "1")):
+        run = f"with-{processes}"
+        write_rows(tmp_path / run / "candidates" / "prompts.jsonl", prompts)
+        write_rows(tmp_path / run / "candidates" / "candidates.jsonl", candidates)
+        write_rows(tmp_path / run / "scores" / "assessments.jsonl", assessments)
+        settings = [*common, "--run", run, "--gradient_accumulation_steps", accumulate]
+        launch(processes, "fit_reward.py", *settings, cwd=tmp_path)
+    one, two = (tmp_path / f"with-{n}" / "reward" for n in (1, 2))
+    assert difference(one / "adapter", two / "adapter") < 1e-5
+    heads = [load_file(folder / "adapter" / HEAD) for folder in (one, two)]
+    for name, value in heads[0].items():
+        torch.testing.assert_close(value, heads[1][name], atol=1e-5, rtol=0)
+    assert float(heads[0]["reward.weight"].abs().max()) > 1e-3
+    reports = [read_json(folder / "report.json") for folder in (one, two)]
+    assert reports[0]["accuracy"] == reports[1]["accuracy"]
+    assert reports[0]["fitted_on"]["prompts"] >= 16
+    lines = [read_metrics(folder) for folder in (one, two)]
+    assert len(lines[0]) == len(lines[1]) == 4
+    for ours, theirs in zip(*lines, strict=True):
+        for name in ("loss", "reward_loss", "accuracy", "safety_loss", "lead"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a stage's metrics that tell a loss."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "loss" in row]
 
 
 @pytest.mark.slow

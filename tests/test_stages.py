@@ -28,10 +28,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft import hub, lineage
+from reward.model import RewardModel
+from sft import config, hub, lineage
+from sft import model as models
 from sft.candidates import Candidate
 from sft.config import Recipe
-from sft.data import Prompt
+from sft.data import Prompt, set_apart
 from sft.files import CheckFailed, ResultExists, UserError, read_json, read_rows, write_rows
 from sft.runs import Stage
 from sft.simulator import practice_prompts
@@ -44,6 +46,7 @@ STAGES = {  # script: folder
     "generate": "candidates",
     "score": "scores",
     "pair": "pairs",
+    "fit_reward": "reward",
     "dpo": "dpo",
     "evaluate_policy": "evaluation",
     "export": "export",
@@ -57,6 +60,9 @@ SMALL = shlex.split("""
     --generate.n_borrowed 2
     --generate.batch_size 48
     --pair.strategy all --pair.margin 0
+    --reward.max_steps 3 --reward.warmup_steps 0 --reward.learning_rate 1e-3
+    --reward.per_device_train_batch_size 4 --reward.gradient_accumulation_steps 1
+    --reward.report_share 0.4
     --dpo.max_steps 2 --dpo.warmup_steps 0 --dpo.learning_rate 1e-3
     --dpo.per_device_train_batch_size 4 --dpo.gradient_accumulation_steps 1
     --evaluate.n_prompts 12 --evaluate.crisis_prompts 4 --evaluate.max_new_tokens 48
@@ -131,6 +137,11 @@ def test_every_stage_finishes_with_its_manifest_and_figures(run: Run) -> None:
     assert "48 candidates judged by embedded-4" in said["score"]
     assert "beside them 16 borrowed" in said["score"]
     assert "against borrowed replies) + " in said["pair"]
+    assert re.search(
+        r"\d prompts to learn from: .* \d+ borrowed; \d+ comparisons", said["fit_reward"]
+    )
+    assert "rows are prompts" in said["fit_reward"]
+    assert "safety head" in said["fit_reward"] and "best of n" in said["fit_reward"]
     # The reference is scored in batches of another size: equal but for rounding.
     largest = re.search(r"= ln 2, largest reward (\S+)", said["dpo"])
     assert largest is not None and float(largest[1]) < 1e-6
@@ -226,6 +237,60 @@ def test_what_a_stage_gives_to_tracking(
     assert str(rows[0][1]).endswith(first["prompt"][-1]["content"])
 
 
+# --- the reward model --------------------------------------------------------------------------
+
+
+def test_the_reported_scores_are_those_of_the_reloaded_reward_model(run: Run) -> None:
+    recipe = config.load(run.flags(), "reward", "")
+    precision = models.choose_precision("float32", use_cpu=True)
+    folder = run.stage("fit_reward") / "adapter"
+    model = RewardModel.load(folder, recipe.model, precision)
+    candidates = read_rows(run.stage("generate") / "candidates.jsonl", Candidate)
+    asked = {p.id: p for p in read_rows(run.stage("generate") / "prompts.jsonl", Prompt)}
+    report = read_json(run.stage("fit_reward") / "report.json")
+    own = [c for c in candidates if not c.borrowed]
+    apart = set_apart([*asked.values()], share=0.4, seed=recipe.seed, purpose="reward")
+    scores = {c.id: model.score([(asked[c.prompt_id].messages, c.text)])[0] for c in own}
+    trained_on = [scores[c.id].reward for c in own if c.prompt_id not in apart]
+    held_out = [scores[c.id].reward for c in own if c.prompt_id in apart]
+    # Centred on the replies to the prompts that were learned from.
+    assert sum(trained_on) / len(trained_on) == pytest.approx(0, abs=1e-5)
+    assert report["centre"]["replies"] == len(trained_on)
+    mean = sum(held_out) / len(held_out)
+    assert report["held_out_mean"]["value"] == pytest.approx(mean, abs=1e-5)
+    first = report["best_of_n"]["by_reward"][0]
+    assert first["n"] == 1 and first["kl"] == 0
+    assert first["means"]["reward"] == pytest.approx(mean, abs=1e-5)
+    assert report["fitted_on"]["prompts"] + report["held_out"]["prompts"] == len(asked)
+    every = next(row for row in report["accuracy"] if row["of"] == "all")
+    assert every["reward"]["n"] == report["held_out"]["comparisons"]
+    # The clinic's truth is asked, and of no more than the evaluator has told apart.
+    assert 0 < report["truth"]["evaluator"]["n"] <= every["reward"]["n"]
+    lines = (run.stage("fit_reward") / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["held_out/accuracy"] == every["reward"]["value"]
+
+
+def test_the_reward_model_can_learn_from_the_pairs_alone(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    flags = copied.flags("--reward.comparisons", "pairs", "--reward.tree", "false")
+    with pytest.raises(ResultExists, match=r"reward\.comparisons: all there, pairs now"):
+        call(scripts, "fit_reward", flags)
+    said = call(scripts, "fit_reward", [*flags, "--overwrite", "true"])
+    assert "rows are candidates: reward.tree is off" in said
+    counts = read_json(copied.stage("fit_reward") / "report.json")["fitted_on"]
+    assert counts["comparisons"] == counts["both_safe"]
+    (copied.stage("pair") / "pairs.jsonl").unlink()
+    with pytest.raises(UserError, match=r"run scripts/pair\.py of this recipe first"):
+        call(scripts, "fit_reward", [*flags, "--overwrite", "true"])
+
+
+def test_what_has_nothing_to_compare_says_so(copied: Run, scripts: dict[str, ModuleType]) -> None:
+    flags = copied.flags("--pair.margin", "1", "--overwrite", "true")
+    with pytest.raises(UserError, match=r"differ in quality by 1\.0 or more: give more prompts"):
+        call(scripts, "fit_reward", flags)
+
+
 # --- what is exported --------------------------------------------------------------------------
 
 
@@ -299,6 +364,7 @@ def test_a_changed_setting_is_refused_and_overwritten_only_when_asked(
         ("generate", "finetune.py"),
         ("score", "generate.py"),
         ("pair", "generate.py"),
+        ("fit_reward", "finetune.py"),
         ("dpo", "finetune.py"),
         ("evaluate_policy", "dpo.py --round 1"),
         ("export", "dpo.py --round 1"),
@@ -320,6 +386,15 @@ def test_an_unfinished_earlier_stage_is_not_built_upon(
     path.write_text(json.dumps(read_json(path) | {"status": "interrupted"}))
     with pytest.raises(UserError, match=r"unfinished stage \(interrupted\): run scripts/score\.py"):
         call(scripts, "pair", copied.flags())
+
+
+def test_a_tie_band_from_repeats_that_are_not_there_is_refused(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    flags = copied.flags("--margin", "auto", "--overwrite", "true")
+    with pytest.raises(UserError, match="0 candidates were judged more than once") as refused:
+        call(scripts, "pair", flags)
+    assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_of_the_demonstrations_the_hash_is_logged_and_the_text_only_if_asked(
         ("runs/x/dpo/adapter", "x-adapter-dpo"),
         ("runs/x/round-2/dpo/adapter", "x-adapter-dpo-round-2"),
         ("runs/x/round-12/candidates/candidates.jsonl", "x-candidates-round-12"),
+        ("runs/x/round-2/reward/adapter", "x-adapter-reward-round-2"),
         ("runs/x/evaluation/report.json", "x-report"),
         ("runs/y/dpo/adapter", None),
         ("somewhere/dpo/adapter", None),
