@@ -14,9 +14,11 @@ from reward.label_forms import FORMS, load_labels
 from reward.page import write_card
 from reward.probes import asked
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
+from reward.service import Service
 from sft.files import UserError, write_json
 from sft.recipe import LOCAL_HOSTS
 from sft.runs import Progress, run_script
+from sft.service_settings import ServiceSection
 
 FIXED = (
     "The embedded evaluator is a fixed function of one reply and its message: repeat agreement and "
@@ -54,9 +56,10 @@ def main() -> None:
     """Measure, print the table and write the page and the JSON."""
     args = arguments()
     labels = load_labels(args.data, load_rubric(Path(args.rubric or DEFAULT_RUBRIC)))
-    evaluator = make_evaluator(
-        args.evaluator, rubric=args.rubric, model=args.model, base_url=args.base_url
-    )
+    section = ServiceSection(base_url=args.base_url, allow_remote=args.allow_remote)
+    service = Service.of(section, args.model) if args.model else None
+    # Without a ledger: a repeat that reads a stored answer would tell nothing.
+    evaluator = make_evaluator(args.evaluator, rubric=args.rubric, service=service)
     total = len(labels.replies) + asked(min(args.probes, len(labels.prompts)))
     print(f"{evaluator.name} is asked for at most {total} verdicts")
     with Progress(total, "judge card", unit="verdicts") as bar:
