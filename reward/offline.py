@@ -32,10 +32,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-4'
+        'embedded-5'
     """
 
-    name = "embedded-4"
+    name = "embedded-5"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.

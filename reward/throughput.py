@@ -70,7 +70,7 @@ def local_service(delay: float) -> Iterator[str]:
 
 def requests(n: int) -> list[Request]:
     """Requests about a prompt of 400 and a reply of 150 tokens, all different."""
-    said, reply = "It has been a long week and I cannot rest. " * 40, "That sounds hard. " * 40
+    said, reply = "My head is full and sleep does not come. " * 40, "That sounds hard. " * 40
     form = Form(load_rubric(), "none", MODEL)
     made = []
     for i in range(n):
