@@ -209,8 +209,8 @@ def add_tree_forward(model: PreTrainedModel) -> None:
     arguments the model does what it did.
     """
     plain = model.forward
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(BY_PIECES)
+    if (kernel := model.config._attn_implementation) in BY_PIECES:
+        model.set_attn_implementation(BY_PIECES[kernel])
 
     @functools.wraps(plain)
     def forward(

@@ -7,13 +7,14 @@ import shutil
 import pytest
 import torch
 from conftest import FAMILIES, tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tree import SEQUENCES, score, some_groups
 
 from reward import tree, tree_attention
 
 
+@settings(deadline=None)
 @given(SEQUENCES, st.integers(0, 40))
 def test_pieces_cover_the_nodes_in_order_and_see_their_ancestors(sequences, call):
     ends = tree.build_tree(sequences).ends
@@ -50,12 +51,14 @@ def test_small_neighbours_share_a_call():
     assert tree_attention.cut(ends, 1000) == [tree_attention.Piece(0, 9, (), False)]
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", [*FAMILIES, "qwen3", "gemma"])
-def test_pieces_give_what_one_mask_gives(family, monkeypatch):
+def test_pieces_give_what_one_mask_gives(family, kernel, monkeypatch):
     found = []
     for call in (1, 10**9):
         monkeypatch.setattr(tree_attention, "CALL", call)
         model = tiny(family, 100).eval()
+        model.set_attn_implementation(kernel)
         tree.add_tree_forward(model)
         scored = score(model, some_groups(4), 16)
         scored.log_probs.square().sum().backward()
@@ -81,8 +84,12 @@ def test_other_kernels_give_the_same(kernel):
     torch.testing.assert_close(*said, atol=1e-5, rtol=0)
 
 
-def test_a_model_that_reads_trees_reads_plain_rows_as_before():
-    plain, prepared = tiny("llama", 100).eval(), tiny("llama", 100).eval()
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma"])
+def test_a_model_that_reads_trees_reads_plain_rows_as_before(family, kernel):
+    plain, prepared = tiny(family, 100).eval(), tiny(family, 100).eval()
+    for model in (plain, prepared):
+        model.set_attn_implementation(kernel)
     tree.add_tree_forward(prepared)
     ids, mask = torch.randint(6, 90, (2, 9)), torch.ones(2, 9, dtype=torch.long)
     mask[0, :4] = 0
