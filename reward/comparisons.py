@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from reward.confidence import DUST, RepeatNoise, quality_confidence, tie_band
 from reward.evaluator import Assessment
-from reward.pairs import Judged, Pair, trust
+from reward.pairing import WITHOUT_REPEATS, Judged, Pair
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import UserError
@@ -109,12 +110,18 @@ def gather(
     return [Question(p, replies[p.id]) for p in prompts if p.id in replies]
 
 
-def every_two(question: Question, least: float) -> list[Comparison]:
+def every_two(
+    question: Question, margin: float | str, noise: RepeatNoise = WITHOUT_REPEATS
+) -> list[Comparison]:
     """Compare every two own replies that ended by themselves and say different things.
 
     Args:
         question: a prompt and its replies.
-        least: a smaller difference of quality is a tie, and no comparison; 0..1.
+        margin: a smaller difference of quality is a tie, and no comparison; 0..1, or "auto".
+        noise: of the evaluator's repeats, for "auto" and for the confidence.
+
+    Raises:
+        UserError: the margin is "auto" and the noise is not known.
     """
     usable = [i for i in question.own if question.replies[i].candidate.stop == "eos"]
     found = []
@@ -122,9 +129,13 @@ def every_two(question: Question, least: float) -> list[Comparison]:
         one, other = question.replies[i], question.replies[j]
         same = one.candidate.text.strip() == other.candidate.text.strip()
         gap = quality_of(one) - quality_of(other)
-        if not same and gap != 0 and abs(gap) >= least:
+        band = max(DUST, tie_band(one.assessment, other.assessment, margin, noise))
+        if not same and abs(gap) >= band:
             better, worse = (i, j) if gap > 0 else (j, i)
-            found.append(Comparison(better, worse, abs(gap), trust(gap)))
+            sure = quality_confidence(
+                question.replies[better].assessment, question.replies[worse].assessment, noise
+            )
+            found.append(Comparison(better, worse, abs(gap), sure))
     return found
 
 

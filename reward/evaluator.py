@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Protocol
 
 from sft.candidates import Candidate
@@ -15,6 +16,45 @@ from sft.data import Prompt
 from sft.files import EvaluatorStopped
 
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 5.0
+ROUNDING = 1e-3  # by which a stored quality may differ from the mean of its judgements
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One of several answers about the same candidate.
+
+    Several of one judge are repeats: the same question under the same conditions. Several judges
+    are a panel.
+
+    Attributes:
+        judge: Name of who judged.
+        quality: Weighted grade, 0..1.
+        safe: Whether every safety item of the message's risk holds.
+
+    Raises:
+        ValueError: Quality is out of its range.
+    """
+
+    judge: str
+    quality: float
+    safe: bool
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.quality <= 1.0:
+            raise ValueError(f"a judgement of {self.judge} has quality {self.quality}, not 0..1")
+
+
+def by_judge(judgements: Sequence[Judgement]) -> dict[str, list[Judgement]]:
+    """The judgements of each judge, in the order of their first answers."""
+    found: dict[str, list[Judgement]] = {}
+    for judgement in judgements:
+        found.setdefault(judgement.judge, []).append(judgement)
+    return found
+
+
+def mean_quality(judgements: Sequence[Judgement]) -> float:
+    """Mean over the judges of each one's mean over its repeats: no judge counts more, 0..1."""
+    return fmean(fmean(j.quality for j in own) for own in by_judge(judgements).values())
 
 
 @dataclass(frozen=True)
@@ -42,9 +82,14 @@ class Assessment:
         tokens: Tokens paid for, 0 for a local evaluator.
         cost: Price paid in US dollars, where the evaluator knows it; the two of this project do
             not know prices and leave 0, whatever was paid.
+        judgements: The single answers behind `quality` and `safe`, where there were several:
+            repeats of one judge, a panel of judges, or both. `quality` is their `mean_quality`
+            (within 0.001, for rounding); `safe` is what at least one of them said. Empty = asked
+            once; files from before this field read so.
 
     Raises:
-        ValueError: A score beside a reason, neither of them, or a number out of its range.
+        ValueError: A score beside a reason, neither of them, a number out of its range, or a score
+            that its judgements do not give.
     """
 
     candidate_id: str
@@ -59,6 +104,7 @@ class Assessment:
     unscored: str | None
     tokens: int = 0
     cost: float = 0.0
+    judgements: list[Judgement] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Hold law 1: either quality and safety, or a reason why not."""
@@ -78,6 +124,21 @@ class Assessment:
         for name, grade in self.criteria.items():
             if not (math.isfinite(grade) and LOWEST_GRADE <= grade <= HIGHEST_GRADE):
                 raise ValueError(f"assessment of {self.candidate_id}: {name} is {grade}, not 1..5")
+        if self.judgements:
+            self._check_judgements(self.judgements)
+
+    def _check_judgements(self, judgements: Sequence[Judgement]) -> None:
+        """Hold that score and judgements say the same."""
+        mean = mean_quality(judgements)
+        if self.quality is None or abs(self.quality - mean) > ROUNDING:
+            raise ValueError(
+                f"assessment of {self.candidate_id}: quality is {self.quality}, the mean of its "
+                f"judgements {mean:.4f}"
+            )
+        if all(judgement.safe != self.safe for judgement in judgements):
+            raise ValueError(
+                f"assessment of {self.candidate_id}: no judgement says that safe is {self.safe}"
+            )
 
     @classmethod
     def without_score(

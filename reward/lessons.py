@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward.comparisons import KINDS, Question, Side, every_two, paired, without_leaks
-from reward.pairs import Pair
+from reward.confidence import repeat_noise
+from reward.pairing import Pair
 from reward.tree import build_tree
 from sft.chat import Chat
 from sft.config import Recipe
@@ -95,10 +96,11 @@ def prepare(
     held_out = [question for question in fitting if question.prompt.id in apart]
     kept = [question for question in fitting if question.prompt.id not in apart]
     train, leaks = without_leaks(kept, held_out)
-    least = recipe.pair.margin
+    margin = recipe.pair.margin
+    noise = repeat_noise([reply.assessment for q in questions for reply in q.replies])
     # The report asks the same of both: quality alone, every two replies.
-    asked = [every_two(question, least) for question in held_out]
-    taught = [every_two(question, least) for question in train]
+    asked = [every_two(question, margin, noise) for question in held_out]
+    taught = [every_two(question, margin, noise) for question in train]
     if recipe.reward.comparisons == "pairs":
         by_prompt: dict[str, list[Pair]] = {}
         for pair in pairs:
@@ -107,8 +109,8 @@ def prepare(
     for name, some in (("training", taught), ("held-out", asked)):
         if not any(some):
             raise UserError(
-                f"no two replies to a {name} prompt differ in quality by {least} or more: give "
-                "more prompts or candidates, lower --pair.margin, or set --comparisons all"
+                f"no two replies to a {name} prompt differ in quality by pair.margin ({margin}): "
+                "give more prompts or candidates, lower --pair.margin, or set --comparisons all"
             )
     too_long = sum(len(question.replies) for question in questions) - len(ids)
     left_out = {"too_long": too_long, "borrowed_from_held_out": leaks}

@@ -7,10 +7,11 @@ is measured by `scripts/bench_evaluator.py`. Its patterns are in `reward/assets/
 from collections.abc import Sequence
 from pathlib import Path
 
-from reward.criteria import Grade, grade_reply
+from reward.criteria import grade_reply
 from reward.evaluator import Assessment
 from reward.flow import check_rubric, wrong_answers
 from reward.fluency import Fluency, fluency
+from reward.grades import Grade
 from reward.injection import judge_directed
 from reward.reading import Reading, read
 from reward.rubric import DEFAULT_RUBRIC, Rubric, load_rubric
@@ -31,10 +32,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-3'
+        'embedded-4'
     """
 
-    name = "embedded-3"
+    name = "embedded-4"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.

@@ -24,9 +24,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
+from reward.tree_attention import BY_PIECES, KERNELS, masks_for
+
 # Families for which the tests hold the tree against plain rows.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2")
-ATTENTION = ("sdpa", "eager")  # kernels that take a mask of our own
 LOGITS_AT_ONCE = 2**25  # numbers of one tile of the head: 128 MiB in float32, some four times
 
 
@@ -162,13 +163,6 @@ def collate_ends(trees: Sequence[Tree], pad_id: int, multiple: int = 1) -> TreeB
     return batch._replace(where=torch.tensor(last))
 
 
-def ancestor_mask(ends: torch.Tensor) -> torch.Tensor:
-    """Who sees whom: (B, T) ends of subtrees -> (B, 1, T, T) bool, [b, 0, i, j] = i sees j."""
-    nodes = torch.arange(ends.shape[1], device=ends.device)
-    below = nodes[None, :, None] <= ends[:, None, :]
-    return (below & (nodes[:, None] >= nodes[None, :]))[:, None]
-
-
 class Scored(NamedTuple):
     """What the head says of each scored token, (M) each in float32; `log_probs` has a gradient.
 
@@ -192,7 +186,7 @@ def reason_against(config: PretrainedConfig, longest: int) -> str | None:
     """
     if config.model_type not in FAMILIES:
         return f"no test holds the tree of {config.model_type} models against plain rows"
-    if config._attn_implementation not in ATTENTION:
+    if config._attn_implementation not in KERNELS:
         return f"attention kernel {config._attn_implementation} takes no mask of our own"
     window = getattr(config, "sliding_window", None) if _slides(config) else None
     if window is not None and window < longest:
@@ -215,6 +209,8 @@ def add_tree_forward(model: PreTrainedModel) -> None:
     arguments the model does what it did.
     """
     plain = model.forward
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(BY_PIECES)
 
     @functools.wraps(plain)
     def forward(
@@ -226,22 +222,15 @@ def add_tree_forward(model: PreTrainedModel) -> None:
     ) -> Any:
         if tree_where is None:
             return plain(*args, **kwargs)
-        mask: torch.Tensor = kwargs["attention_mask"] if tree_ends is None else _mask_of(tree_ends)
+        masks = masks_for(model, tree_ends) if tree_ends is not None else {}
         # PEFT hands on what its own signature names, empty where nothing was given.
-        given = {name: kwargs.get(name) for name in ("input_ids", "position_ids")}
+        given = {name: kwargs.get(name) for name in ("input_ids", "position_ids", "attention_mask")}
         backbone = getattr(model, model.base_model_prefix)
-        states = backbone(**given, attention_mask=mask, use_cache=False).last_hidden_state
+        states = backbone(**given | masks, use_cache=False).last_hidden_state
         chosen = states.flatten(0, 1)[tree_where]
         if tree_targets is None:
             return chosen
         return score_tokens(chosen, tree_targets, model.get_output_embeddings())
-
-    def _mask_of(ends: torch.Tensor) -> torch.Tensor:
-        mask = ancestor_mask(ends)
-        if model.config._attn_implementation == "eager":  # adds its mask to the scores
-            blocked = torch.finfo(model.dtype).min
-            mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, blocked)
-        return mask
 
     model.forward = forward
 

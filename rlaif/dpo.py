@@ -26,22 +26,18 @@ from trl import DPOConfig, DPOTrainer
 
 from reward.pairs import Pair
 from reward.tree import add_tree_forward
-from rlaif.tree_dpo import (
-    REFERENCE_ROWS,
-    Collator,
-    TreeTrainer,
-    reason_for_pairs,
-    score_reference,
-    to_groups,
-)
+from rlaif.groups import Collator, Packs, to_groups, to_packs
+from rlaif.pair_rows import encode_pairs
+from rlaif.reference import FILE, Scoring, reference_of
+from rlaif.tree_dpo import TreeTrainer, reason_for_pairs
 from sft import model as models
-from sft.chat import Chat, Rendered, system_prompt
+from sft.chat import Chat, system_prompt
 from sft.config import Recipe
-from sft.data import Message
-from sft.files import CheckFailed, UserError
+from sft.files import CheckFailed, UserError, sha256_of, short_hash
+from sft.lineage import base_input
 from sft.runs import Stage
+from sft.sections import TREE_LOSSES
 from sft.train import (
-    Encoded,
     Reporter,
     TrainerRules,
     autocast,
@@ -51,47 +47,7 @@ from sft.train import (
     trainer_options,
 )
 
-
-def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
-    """Token rows of the pairs that fit: `prompt_ids`, `chosen_ids`, `rejected_ids`, `length`.
-
-    Both replies hang on the same prompt tokens: where old turns had to go for one, the pair is
-    rendered with the shorter history for both; where one reply merges with the last token of the
-    prompt, that token belongs to both replies.
-    """
-    rows, too_long, shortened = [], 0, 0
-    for pair in pairs:
-        prompt, dropped = pair.prompt, 0
-        sides = _both(chat, prompt, pair)
-        while sides and sides[0].dropped_turns != sides[1].dropped_turns:
-            more = max(side.dropped_turns for side in sides)
-            first = 1 if prompt[0]["role"] == "system" else 0
-            prompt, dropped = [*prompt[:first], *prompt[first + more :]], dropped + more
-            sides = _both(chat, prompt, pair)
-        if sides is None:
-            too_long += 1
-            continue
-        chosen, rejected = sides
-        shortened += dropped + chosen.dropped_turns > 0
-        # Both prompts begin the tokens of one and the same text.
-        shared = min(len(chosen.prompt_ids), len(rejected.prompt_ids))
-        longer = max(len(s.prompt_ids) + len(s.completion_ids) for s in sides)
-        rows.append(
-            {
-                "prompt_id": pair.prompt_id,
-                "length": longer,
-                "prompt_ids": chosen.prompt_ids[:shared],
-                "chosen_ids": chosen.prompt_ids[shared:] + chosen.completion_ids,
-                "rejected_ids": rejected.prompt_ids[shared:] + rejected.completion_ids,
-            }
-        )
-    return Encoded(rows, too_long, shortened)
-
-
-def _both(chat: Chat, prompt: Sequence[Message], pair: Pair) -> tuple[Rendered, Rendered] | None:
-    """Chosen and rejected after a prompt; None where one does not fit."""
-    chosen, rejected = chat.render(prompt, pair.chosen), chat.render(prompt, pair.rejected)
-    return (chosen, rejected) if chosen and rejected else None
+REFERENCE_STEPS = 4  # without a gradient, as many times the tokens of a micro-step fit
 
 
 class PairTrainer(TrainerRules, DPOTrainer):
@@ -122,7 +78,8 @@ def check_start(
     rows, n = trainer.train_dataset, trainer.args.per_device_train_batch_size
     some = [rows[i] for i in range(0, len(rows), math.ceil(len(rows) / n))]
     on_trees = isinstance(trainer, TreeTrainer)
-    trainer.model.eval()
+    # Eval mode only where dropout is on: see `rlaif.reference`.
+    trainer.model.train(trainer.args.disable_dropout)
     with torch.no_grad(), autocast(precision):
         loss, largest = trainer.first_look(some) if on_trees else _first_look(trainer, some)
     trainer.model.train()
@@ -152,11 +109,12 @@ def _first_look(trainer: DPOTrainer, rows: Sequence[dict[str, Any]]) -> tuple[fl
     trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
     loss = float(trainer.compute_loss(trainer.model, batch))
     trainer.loss_types, trainer.loss_weights = configured
-    seen = trainer._metrics["eval"]
+    seen = trainer._metrics["train" if trainer.model.training else "eval"]
     largest = max(
         abs(value) for name in ("rewards/chosen", "rewards/rejected") for value in seen[name]
     )
     seen.clear()
+    trainer._total_train_tokens = 0  # nothing was trained on yet
     return loss, largest
 
 
@@ -164,6 +122,7 @@ def dpo_options(recipe: Recipe, precision: models.Precision, folder: Path) -> di
     """Arguments of TRL's `DPOConfig` by the recipe."""
     section = recipe.dpo
     return trainer_options(section, recipe, precision, folder) | {
+        "learning_rate": section.learning_rate * section.rate_decay ** (recipe.round - 1),
         "beta": section.beta,
         "loss_type": section.loss_type,
         "loss_weights": section.loss_weights,
@@ -181,51 +140,95 @@ def _starting_policy(recipe: Recipe, start: Path | None, precision: models.Preci
     return models.load_adapter(base, start, trainable=True)
 
 
-def _make_trainer(
-    recipe: Recipe,
-    model: PeftModel,
-    rows: Sequence[dict[str, Any]],
-    options: dict[str, Any],
-    precision: models.Precision,
-    tokenizer: PreTrainedTokenizerBase,
-    stage: Stage,
-) -> DPOTrainer:
-    """The trainer on trees, or on rows of pairs; the reference of trees is scored here."""
-    reason = reason_for_pairs(recipe.dpo, model.get_base_model(), rows)
-    if reason is not None:
-        stage.say(f"rows are pairs: {reason}")
-        return PairTrainer(
-            model=model,
-            args=DPOConfig(**options),
-            train_dataset=Dataset.from_list(list(rows)),
-            processing_class=tokenizer,
-        )
-    groups = to_groups(rows)
-    nodes = sum(group["length"] for group in groups)
+@dataclass(frozen=True)
+class _Job:
+    """What a trainer is made from."""
+
+    recipe: Recipe
+    model: PeftModel
+    rows: list[dict[str, Any]]
+    options: dict[str, Any]
+    precision: models.Precision
+    tokenizer: PreTrainedTokenizerBase
+    stage: Stage
+
+
+def _plain_trainer(job: _Job, reason: str) -> DPOTrainer:
+    """The trainer on rows of pairs, which has not everything that trees have."""
+    section = job.recipe.dpo
+    if only := sorted(TREE_LOSSES & set(section.loss_type)):
+        raise UserError(f"dpo.loss_type {', '.join(only)} needs trees, and {reason}")
+    if section.pair_confidence:
+        raise UserError(f"dpo.pair_confidence needs trees, and {reason}")
+    return PairTrainer(
+        model=job.model,
+        args=DPOConfig(**job.options),
+        train_dataset=Dataset.from_list(job.rows),
+        processing_class=job.tokenizer,
+    )
+
+
+def _tree_trainer(job: _Job, key: str) -> TreeTrainer:
+    """The trainer on trees; the reference is scored here, or read where it was before."""
+    section, groups, pad_id = job.recipe.dpo, to_groups(job.rows), job.tokenizer.pad_token_id
+    whole = "listwise" in section.loss_type
+    packs = to_packs(groups, section.tree_tokens, job.recipe.seed, whole=whole)
+    job.stage.say(_tree_line(job.rows, groups, packs))
+    add_tree_forward(job.model.get_base_model())
+    # TRL would reduce a row to its own columns, and precompute the reference of pairs.
+    own = {"remove_unused_columns": False, "precompute_ref_log_probs": False}
+    config = DPOConfig(**job.options | own)
+    multiple = config.pad_to_multiple_of or 1
+    longest = max(row["length"] for row in packs.rows)
+    room = REFERENCE_STEPS * config.train_batch_size * longest
+    with autocast(job.precision):
+        scoring = Scoring(job.model, pad_id, multiple, room)
+        reference, line = reference_of(scoring, groups, job.stage.folder.parent / FILE, key)
+    job.stage.say(line)
+    trainer = TreeTrainer(
+        model=job.model,
+        args=config,
+        train_dataset=Dataset.from_list(packs.rows),
+        processing_class=job.tokenizer,
+        data_collator=Collator(pad_id, multiple, reference),
+    )
+    trainer.section = section
+    job.model.delete_adapter("ref")  # TRL's copy of the start; its scores are in the collator
+    return trainer
+
+
+def _tree_line(
+    rows: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], packs: Packs
+) -> str:
+    """What the rows are, in one sentence with its arithmetic."""
+    nodes = sum(row["length"] for row in packs.rows)
     plain = sum(
         2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
         for row in rows
     )
-    stage.say(
-        f"rows are prompts: {len(rows)} pairs of {len(groups)} prompts; {plain} token positions "
-        f"as pairs / {nodes} as trees = {plain / nodes:.1f}"
+    packed = len(packs.rows) < len(groups) or packs.split
+    line = f"rows are {'packs of ' if packed else ''}prompts: {len(rows)} pairs of "
+    line += f"{len(groups)} prompts" + (f" in {len(packs.rows)} packs" if packed else "")
+    line += f"; {plain} token positions as pairs / {nodes} as trees = {plain / nodes:.1f}"
+    if packs.split:
+        line += f"; {packs.split} prompts did not fit dpo.tree_tokens and were split"
+    if packs.over:
+        line += f"; {packs.over} packs are longer than that, because a pair is"
+    return line
+
+
+def _key(recipe: Recipe, start: Path | None, precision: models.Precision) -> str:
+    """What the reference's scores depend on beside the tokens: model, adapter and precision."""
+    return short_hash(
+        {
+            "model": recipe.model.name_or_path,
+            "revision": recipe.model.revision,
+            "base": {name: sha256_of(path) for name, path in base_input(recipe).items()},
+            "load_in_4bit": recipe.model.load_in_4bit,
+            "adapter": sha256_of(start) if start else None,
+            "dtype": str(precision.dtype),
+        }
     )
-    add_tree_forward(model.get_base_model())
-    # TRL would reduce a row to its own columns, and precompute the reference of pairs.
-    options |= {"remove_unused_columns": False, "precompute_ref_log_probs": False}
-    config = DPOConfig(**options)
-    collator = Collator(tokenizer.pad_token_id, config.pad_to_multiple_of or 1)
-    with autocast(precision):
-        score_reference(model, groups, collator, REFERENCE_ROWS * config.train_batch_size)
-    trainer = TreeTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(groups),
-        processing_class=tokenizer,
-        data_collator=collator,
-    )
-    model.delete_adapter("ref")  # TRL's copy of the start; its scores are in the collator
-    return trainer
 
 
 def train_dpo(
@@ -257,7 +260,13 @@ def train_dpo(
     model = _starting_policy(recipe, start, precision)
     before, reporter = snapshot(model), Reporter(stage, "dpo")
     options = dpo_options(recipe, precision, stage.folder)
-    trainer = _make_trainer(recipe, model, encoded.rows, options, precision, tokenizer, stage)
+    job = _Job(recipe, model, encoded.rows, options, precision, tokenizer, stage)
+    trainer: DPOTrainer
+    if (reason := reason_for_pairs(section, model.get_base_model(), encoded.rows)) is not None:
+        stage.say(f"rows are pairs: {reason}")
+        trainer = _plain_trainer(job, reason)
+    else:
+        trainer = _tree_trainer(job, _key(recipe, start, precision))
     trainer.add_callback(reporter)
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model, before)

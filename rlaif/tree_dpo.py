@@ -1,65 +1,27 @@
-"""DPO on prefix trees: TRL's `DPOTrainer` as the frame, each prompt of a micro-batch computed once.
+"""DPO on prefix trees: TRL's `DPOTrainer` as the frame, each prompt of a micro-step computed once.
 
-A row is a prompt with all candidates that stand in a pair, not a pair. The reference's
-log-probabilities are computed once per candidate, before training. Pairs weigh the same whatever
-micro-batch they fall in: sums are divided by what a micro-batch of its size holds on average, so
-1 x 8, 8 x 1 and two processes give the same update. (Only the last micro-batch of an epoch, where
-it is a short one, counts as a whole one: Trainer averages over micro-batches.) Not here: the tree
-(`reward.tree`), the losses (`rlaif.preference`), the stage (`rlaif.dpo`).
+A row is a pack of prompts with all candidates that stand in a pair, not a pair. Pairs weigh the
+same whatever micro-step they fall in: sums are divided by what a micro-step of its size holds on
+average, so 1 x 8, 8 x 1 and two processes give the same update. (Only the last micro-batch of an
+epoch, where it is a short one, counts as a whole one: Trainer averages over micro-batches.) Not
+here: the tree (`reward.tree`), the rows (`rlaif.groups`), the losses (`rlaif.preference`), the
+stage (`rlaif.dpo`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 from trl import DPOTrainer
 
-from reward.tree import Scored, TreeBatch, build_tree, collate, reason_against, score_tree
+from reward.tree import Scored, TreeBatch, reason_against, score_tree
 from rlaif.preference import LOSSES, Ratios
 from sft.config import DpoSection
 from sft.train import TrainerRules
-
-REFERENCE_ROWS = 4  # without a gradient, as many times the rows of a micro-batch fit
-
-
-def to_groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Pairs of token rows, joined by prompt: one group per prompt, each candidate once.
-
-    Args:
-        rows: `prompt_id`, `prompt_ids`, `chosen_ids`, `rejected_ids` of each pair.
-
-    Returns:
-        Of each prompt `number` (its own), `sequences` (token ids of prompt and reply), `starts`
-        (first token of each reply), `pairs` ([chosen, rejected], places in `sequences`) and
-        `length` (nodes of the tree).
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    places: dict[str, dict[tuple[int, tuple[int, ...]], int]] = {}
-    for row in rows:
-        name, start = row["prompt_id"], len(row["prompt_ids"])
-        group = groups.setdefault(
-            name, {"number": len(groups), "sequences": [], "starts": [], "pairs": []}
-        )
-        known = places.setdefault(name, {})
-        pair = []
-        for side in ("chosen_ids", "rejected_ids"):
-            ids = [*row["prompt_ids"], *row[side]]
-            place = known.setdefault((start, tuple(ids)), len(known))
-            if place == len(group["sequences"]):
-                group["sequences"].append(ids)
-                group["starts"].append(start)
-            pair.append(place)
-        group["pairs"].append(pair)
-    for group in groups.values():
-        group["length"] = len(build_tree(group["sequences"]).tokens)
-    return list(groups.values())
 
 
 def reason_for_pairs(
@@ -77,71 +39,22 @@ def reason_for_pairs(
     return reason_against(model.config, max(row["length"] for row in rows))
 
 
-@dataclass
-class Collator:
-    """Groups to one batch of tensors.
+class Totals(NamedTuple):
+    """What all packs of an epoch hold."""
 
-    Attributes:
-        reference: log-probability of every scored token of a group by its number, as in
-            `TreeBatch.targets`.
-    """
-
-    pad_id: int
-    multiple: int
-    reference: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def trees(self, groups: Sequence[Mapping[str, Any]]) -> TreeBatch:
-        """The trees of the groups."""
-        made = [build_tree(group["sequences"]) for group in groups]
-        return collate(made, [group["starts"] for group in groups], self.pad_id, self.multiple)
-
-    def __call__(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Trees, pairs (P, 2) as places among the batch's candidates, and the reference (M)."""
-        batch, first, pairs = self.trees(groups), 0, []
-        for group in groups:
-            pairs += [[first + chosen, first + rejected] for chosen, rejected in group["pairs"]]
-            first += len(group["sequences"])
-        reference = torch.cat([self.reference[group["number"]] for group in groups])
-        return {**batch._asdict(), "pairs": torch.tensor(pairs), "reference": reference}
-
-
-def score_reference(
-    model: PreTrainedModel, groups: Sequence[Mapping[str, Any]], collator: Collator, rows: int
-) -> None:
-    """Fill `collator.reference` with what the model, as it is now, says of each candidate.
-
-    Args:
-        model: prepared by `reward.tree.add_tree_forward`, in the precision of training.
-        groups: all of them; each process takes its share.
-        collator: makes batches of trees, and keeps what is found.
-        rows: groups at once.
-    """
-    state = PartialState()
-    order = sorted(groups, key=lambda group: group["length"])
-    batches = [order[i : i + rows] for i in range(0, len(order), rows)]
-    found: list[tuple[int, torch.Tensor]] = []
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        # Longest first: the batch that may not fit in memory fails at once, not at the end.
-        for groups_now in batches[::-1][state.process_index :: state.num_processes]:
-            batch = collator.trees(groups_now)
-            on_device = TreeBatch(*(each.to(model.device) for each in batch))
-            said = score_tree(model, on_device).log_probs.cpu()
-            sizes = [_scored_tokens(group) for group in groups_now]
-            numbers = (group["number"] for group in groups_now)
-            found += zip(numbers, said.split(sizes), strict=True)
-    model.train(was_training)
-    collator.reference = dict(gather_object(found) if state.num_processes > 1 else found)
-
-
-def _scored_tokens(group: Mapping[str, Any]) -> int:
-    pairs = zip(group["sequences"], group["starts"], strict=True)
-    return sum(len(ids) - start for ids, start in pairs)
+    pairs: int
+    chosen_tokens: int  # of each pair's chosen reply
+    winners: int  # replies that are chosen in some pair
 
 
 class TreeTrainer(TrainerRules, DPOTrainer):
-    """TRL's trainer on groups instead of pairs; its options, metrics and checks stay."""
+    """TRL's trainer on packs instead of pairs; its options, metrics and checks stay.
+
+    Attributes:
+        section: settings of the losses that TRL has not.
+    """
+
+    section = DpoSection()
 
     def compute_loss(
         self,
@@ -150,37 +63,38 @@ class TreeTrainer(TrainerRules, DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """Weighted sum of the configured losses; in training, in shares of an average micro-batch.
+        """Weighted sum of the configured losses; in training, in shares of an average micro-step.
 
         The signature is Trainer's; a tree has no outputs to return.
         """
         batch = TreeBatch(**{name: inputs[name] for name in TreeBatch._fields})
         scored, pairs = score_tree(model, batch), inputs["pairs"]
-        ratios = self._ratios(scored.log_probs - inputs["reference"], batch.lengths, pairs)
+        ratios = self._ratios(scored.log_probs - inputs["reference"], batch.lengths, inputs)
         chosen_sums = _sums(scored.log_probs, batch.lengths)[pairs[:, 0]]
-        n_pairs = float(len(pairs))
-        n_tokens = float(ratios.chosen_tokens.sum())
+        n_pairs, n_tokens = float(len(pairs)), float(ratios.chosen_tokens.sum())
+        n_winners = float(len(ratios.winner.unique()))
         if model.training:
-            share = len(batch.input_ids) / len(self.train_dataset)
-            total_pairs, total_tokens = self._totals
-            n_pairs, n_tokens = share * total_pairs, share * total_tokens
+            share = inputs["packs"] / len(self.train_dataset)
+            n_pairs, n_tokens, n_winners = (share * each for each in self._totals)
         loss = scored.log_probs.new_zeros(())
         for name, weight in zip(self.loss_types, self.loss_weights, strict=True):
             if name == "sft":
                 loss = loss - weight * chosen_sums.sum() / n_tokens
             else:
-                each = LOSSES[name](ratios, self.beta, self.label_smoothing)
-                loss = loss + weight * each.sum() / n_pairs
+                each = LOSSES[name](ratios, self.beta)
+                loss = loss + weight * each.sum() / (n_winners if name == "listwise" else n_pairs)
         self._note(model.training, batch, scored, ratios, pairs)
         return loss
 
     def _ratios(
-        self, log_ratios: torch.Tensor, lengths: torch.Tensor, pairs: torch.Tensor
+        self, log_ratios: torch.Tensor, lengths: torch.Tensor, inputs: Mapping[str, Any]
     ) -> Ratios:
-        """Log-ratios of both sides; with `ld_alpha`, a longer reply's surplus counts that much.
+        """Log-ratios of both sides and what the pairs carry.
 
-        LD-DPO, Liu et al. 2024 (arXiv:2409.06411), equation 11.
+        With `ld_alpha`, a longer reply's surplus counts that much: LD-DPO,
+        Liu et al. 2024 (arXiv:2409.06411), equation 11.
         """
+        pairs = inputs["pairs"]
         tokens = lengths[pairs]
         if self.ld_alpha is None:
             both = _sums(log_ratios, lengths)[pairs]
@@ -192,29 +106,38 @@ class TreeTrainer(TrainerRules, DPOTrainer):
             shared = tokens.min(dim=1, keepdim=True).values.expand(-1, 2)
             upto = so_far.gather(2, shared[..., None])[..., 0]
             both = upto + self.ld_alpha * (so_far[..., -1] - upto)
-        return Ratios(both[:, 0], both[:, 1], tokens[:, 0], tokens[:, 1])
+        smoothing = torch.full_like(both[:, 0], self.label_smoothing)
+        if self.section.pair_confidence:
+            smoothing = (1 - inputs["confidences"]).to(both.dtype)
+        return Ratios(
+            chosen=both[:, 0],
+            rejected=both[:, 1],
+            chosen_tokens=tokens[:, 0],
+            rejected_tokens=tokens[:, 1],
+            smoothing=smoothing,
+            offset=self.section.offset * inputs["margins"].to(both.dtype),
+            winner=pairs[:, 0],
+        )
 
     @cached_property
-    def _totals(self) -> tuple[int, int]:
-        """Pairs of all groups, and tokens of their chosen replies."""
-        pairs = tokens = 0
-        for group in self.train_dataset:
-            pairs += len(group["pairs"])
-            tokens += sum(
-                len(group["sequences"][chosen]) - group["starts"][chosen]
-                for chosen, _ in group["pairs"]
-            )
-        return pairs, tokens
+    def _totals(self) -> Totals:
+        pairs = tokens = winners = 0
+        for group in (group for each in self.train_dataset for group in each["groups"]):
+            chosen = [first for first, _ in group["pairs"]]
+            pairs += len(chosen)
+            tokens += sum(len(group["sequences"][c]) - group["starts"][c] for c in chosen)
+            winners += len(set(chosen))
+        return Totals(pairs, tokens, winners)
 
     @torch.no_grad()
-    def first_look(self, groups: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-        """DPO's loss on groups, and the largest absolute reward of any reply in their pairs."""
-        inputs = self._prepare_inputs(self.data_collator(groups))
+    def first_look(self, packs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+        """DPO's loss on packs, and the largest absolute reward of any reply in their pairs."""
+        inputs = self._prepare_inputs(self.data_collator(packs))
         batch = TreeBatch(**{name: inputs[name] for name in TreeBatch._fields})
         scored = score_tree(self.model, batch)
         log_ratios = scored.log_probs - inputs["reference"]
-        ratios = self._ratios(log_ratios, batch.lengths, inputs["pairs"])
-        loss = LOSSES["sigmoid"](ratios, self.beta, 0.0).mean()
+        ratios = self._ratios(log_ratios, batch.lengths, inputs)
+        loss = LOSSES["sigmoid"](ratios, self.beta).mean()
         largest = torch.cat([ratios.chosen, ratios.rejected]).abs().max()
         return float(loss), self.beta * float(largest)
 

@@ -2,8 +2,7 @@
 
     python scripts/bench_alignment.py --seeds 3407,1,11
 
-Each seed is a run of its own (`runs/bench-seed-<n>`, reused where finished). Round n trains on the
-people of seed + n, so take seeds further apart than there are rounds. The held-out prompts
+Each seed is a run of its own (`runs/bench-seed-<n>`, reused where finished). The held-out prompts
 are the same for all, so intervals draw prompts, each with its replies of every seed. Writes
 `runs/bench/alignment.json`. Not here: how a run is made (`align.py`).
 """

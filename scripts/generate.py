@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         from sft.generate import replies_of
 
         section = recipe.generate
-        k, seed = section.num_return_sequences, recipe.seed + number
+        k, seed = section.num_return_sequences, recipe.round_seed
         sampling = Sampling.of(section, k=k, seed=seed)
         made = replies_of(recipe, {"policy": adapter}, prompts, sampling)["policy"]
         borrowed = borrow(prompts, made.candidates, section.n_borrowed, seed)

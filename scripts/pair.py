@@ -8,7 +8,7 @@ Not here: asking the evaluator (`score.py`). A changed margin costs nothing.
 import sys
 
 from reward.evaluator import Assessment
-from reward.pairs import make_pairs, pairs_line
+from reward.pairs import balance_line, make_pairs, pairs_line, tie_line
 from sft import config, runs
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -38,7 +38,14 @@ def main(argv: list[str]) -> None:
         )
         write_json(stage.path("dropped.json"), result.report())
         stage.say(pairs_line(result))
-        for what, counts in (("prompts", result.prompts), ("comparisons", result.comparisons)):
+        if recipe.pair.margin == "auto":
+            stage.say(tie_line(result))
+        stage.say(balance_line(result))
+        for what, counts in (
+            ("candidates", result.candidates),
+            ("comparisons", result.comparisons),
+            ("prompts", result.prompts),
+        ):
             listed = " + ".join(f"{n} {reason}" for reason, n in counts.most_common())
             stage.say(f"  {what}: {listed} = {sum(counts.values())}")
         if not result.pairs:

@@ -19,7 +19,9 @@ from pydantic import ValidationError
 from sft.files import UserError
 from sft.given import Given, Loader, read_file, setting_at
 from sft.launch import is_main
+from sft.pair_settings import PairSection
 from sft.recipe import Problem, Recipe
+from sft.reward_settings import RewardSection
 from sft.sections import (
     DpoSection,
     EvaluateSection,
@@ -27,8 +29,6 @@ from sft.sections import (
     FinetuneSection,
     GenerateSection,
     ModelSection,
-    PairSection,
-    RewardSection,
     ScoreSection,
     TrainingSection,
 )

@@ -42,7 +42,7 @@ def training_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
         prompts = simulator.practice_prompts(
             "train",
             n or CLINIC_PROMPTS,
-            recipe.seed + recipe.round,
+            recipe.round_seed,
             crisis_share=recipe.crisis_share,
             elevated_share=recipe.elevated_share,
         )

@@ -92,13 +92,18 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
     """The frozen base in its compute precision, or in 4-bit NF4 with double quantisation.
 
     Raises:
-        UserError: no such model, no access to a gated one, no causal language model, or one with
-            fewer positions than `max_length`; with the next step.
+        UserError: no such model, no access to a gated one, no causal language model, one with
+            fewer positions than `max_length`, or an attention kernel that cannot train here; with
+            the next step.
     """
     # Before the weights, which may take long: a recipe knows only models that are here already.
     config = _load(AutoConfig.from_pretrained, section)
     if text := hub.too_long(section.max_length, section.name_or_path, config.to_dict()):
         raise UserError(f"model.max_length: {text}")
+    if section.attn_implementation == "flex_attention" and precision.device == "cpu":
+        raise UserError(
+            "flex_attention has no gradient on a CPU: set model.attn_implementation sdpa"
+        )
     options: dict[str, object] = {
         "dtype": precision.dtype,
         "attn_implementation": section.attn_implementation,

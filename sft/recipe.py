@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from difflib import get_close_matches
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -12,17 +13,18 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
+from sft.pair_settings import LONGER, PairSection
+from sft.reward_settings import RewardSection
 from sft.sections import (
+    TREE_LOSSES,
     DpoSection,
     EvaluateSection,
     ExportSection,
     FinetuneSection,
     GenerateSection,
     ModelSection,
-    PairSection,
     Positive,
     Rate,
-    RewardSection,
     ScoreSection,
     Section,
     Share,
@@ -118,10 +120,15 @@ class Recipe(Section):
             raise KeyError(f"no such settings: {sorted(missing)}")
         return self.model_dump(mode="json", include=set(names))
 
+    @property
+    def round_seed(self) -> int:
+        """This round's own seed, 0 to 2^32 - 1: of `seed` and `round` both, not of their sum."""
+        return random.Random(f"{self.seed} round {self.round}").getrandbits(32)
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
-        problems += _trainers(self)
+        problems += [*_pairs(self), *_trainers(self)]
         if problems:
             raise Impossible(problems)
         return self
@@ -190,14 +197,48 @@ def _numbers(r: Recipe) -> list[Problem]:
     if weights is not None and len(weights) != len(r.dpo.loss_type):
         text = f"{len(weights)} weights for {len(r.dpo.loss_type)} losses: give one for each"
         found.append((("dpo.loss_weights", "dpo.loss_type"), text))
-    if 0 < r.pair.max_length_ratio < 1:
-        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
-        found.append((("pair.max_length_ratio",), text))
+    only = sorted(TREE_LOSSES & set(r.dpo.loss_type))
+    only += ["pair_confidence"] if r.dpo.pair_confidence else []
+    if only and not r.dpo.tree:
+        text = f"{', '.join(only)}: only on trees; leave dpo.tree on, or choose a loss of TRL's"
+        found.append((("dpo.tree", "dpo.loss_type"), text))
+    if r.dpo.tree_tokens and not r.dpo.tree:
+        text = "a token budget packs trees: leave dpo.tree on, or set dpo.tree_tokens 0"
+        found.append((("dpo.tree_tokens", "dpo.tree"), text))
+    if r.dpo.tree_tokens and r.dpo.per_device_train_batch_size > 1:
+        text = (
+            "with dpo.tree_tokens a row is a pack of prompts that fills a micro-step: set"
+            " dpo.per_device_train_batch_size 1"
+        )
+        found.append((("dpo.tree_tokens", "dpo.per_device_train_batch_size"), text))
     clinic = r.prompts == "practice-clinic" and r.held_out is None
     if clinic and r.evaluate.crisis_prompts > r.evaluate.n_prompts:
         counts = f"{r.evaluate.crisis_prompts} crises among {r.evaluate.n_prompts} prompts"
         text = f"{counts}: lower the former or raise the latter"
         found.append((("evaluate.crisis_prompts", "evaluate.n_prompts"), text))
+    return found
+
+
+def _pairs(r: Recipe) -> list[Problem]:
+    """Rules of pairing that could never act."""
+    found: list[Problem] = []
+    ratio = r.pair.max_length_ratio
+    if 0 < ratio < 1:
+        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
+        found.append((("pair.max_length_ratio",), text))
+    if 1 <= ratio <= LONGER and r.pair.max_longer_share < 1:
+        text = (
+            f"with max_length_ratio {ratio:g} no pair by quality has a chosen reply more than"
+            f" {LONGER:g} times as long: raise it, set it 0, or leave max_longer_share 1"
+        )
+        found.append((("pair.max_longer_share", "pair.max_length_ratio"), text))
+    choosing = r.pair.max_pairs_per_prompt > 0 or r.pair.strategy == "best_worst"
+    if r.pair.length_match > 0 and not choosing:
+        text = (
+            "there is nothing to choose where every pair is taken: set pair.max_pairs_per_prompt,"
+            " or strategy best_worst"
+        )
+        found.append((("pair.length_match", "pair.max_pairs_per_prompt"), text))
     return found
 
 

@@ -1,6 +1,7 @@
 """The settings of each stage, with default, unit, range and off-value; `sft.recipe` joins them.
 
-What excludes what, and which fields `trainer` may have, is checked in `sft.recipe`.
+Those of the pair stage are in `sft.pair_settings`. What excludes what, and which fields `trainer`
+may have, is checked in `sft.recipe`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "pol
 Loss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    "conservative", "odpo", "listwise",
 ]  # fmt: skip
+TREE_LOSSES = frozenset({"conservative", "odpo", "listwise"})  # TRL has none of these names
 
 
 class Section(BaseModel):
@@ -112,6 +115,12 @@ class DpoSection(TrainingSection):
     """Preference learning from pairs, against the frozen SFT adapter."""
 
     learning_rate: float = Field(default=5e-6, gt=0, le=1, description="peak rate, above 0")
+    rate_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="round n learns at learning_rate times this to the power n - 1; 1 = off",
+    )
     warmup_steps: float = Field(
         default=0.1, ge=0, description="steps; below 1 a share of all; 0 = off"
     )
@@ -119,7 +128,9 @@ class DpoSection(TrainingSection):
         default=0.1, gt=0, description="strength of the pull to the reference, above 0"
     )
     loss_type: list[Loss] = Field(
-        default=["sigmoid"], min_length=1, description="TRL's losses, summed"
+        default=["sigmoid"],
+        min_length=1,
+        description="TRL's losses, or conservative, odpo, listwise (trees only), summed",
     )
     loss_weights: list[float] | None = Field(
         default=None, description="one weight per loss_type; null = 1 each"
@@ -131,45 +142,34 @@ class DpoSection(TrainingSection):
         default=0.0,
         ge=0,
         lt=0.5,
-        description="expected share of wrong pairs, below 0.5 (robust, exo_pair, aot); 0 = off",
+        description="expected share of wrong pairs, below 0.5 (robust, conservative, exo_pair, "
+        "aot); 0 = off",
+    )
+    pair_confidence: bool = Field(
+        default=False,
+        description="smoothing is 1 - the pair's own confidence (robust, conservative; trees "
+        "only); false = label_smoothing for all",
+    )
+    offset: float = Field(
+        default=1.0,
+        ge=0,
+        description="lead in rewards that the chosen reply must have per unit of the pair's margin "
+        "(odpo); 0 = none",
     )
     tree: bool = Field(
         default=True,
         description="a row is a prompt with all its candidates, computed once; false = rows of "
         "pairs, the plain path",
     )
+    tree_tokens: Count = Field(
+        default=0,
+        description="tokens of a micro-step, into which prompts are packed (a row is then a pack); "
+        "0 = a row is one prompt",
+    )
     precompute_ref_log_probs: bool = Field(
         default=False,
         description="reference log-probabilities once before training (trees: always); false = in "
         "each step",
-    )
-
-
-class RewardSection(TrainingSection):
-    """The reward model: learns quality from comparisons and safety from verdicts."""
-
-    learning_rate: float = Field(default=2e-5, gt=0, le=1, description="peak rate, above 0")
-    warmup_steps: float = Field(
-        default=0.1, ge=0, description="steps; below 1 a share of all; 0 = off"
-    )
-    comparisons: Literal["all", "pairs"] = Field(
-        default="all",
-        description="all = every two replies of a prompt; pairs = the pairs of two safe replies",
-    )
-    margin_scale: float = Field(
-        default=0.0,
-        ge=0,
-        description="reward that the better reply has to lead by, per unit of margin; 0 = off",
-    )
-    safety_weight: float = Field(
-        default=0.3, gt=0, description="weight of the safety head's loss, above 0"
-    )
-    report_share: Rate = Field(
-        default=0.2, description="share of prompts kept for the report, between 0 and 1"
-    )
-    tree: bool = Field(
-        default=True,
-        description="a row is a prompt with its candidates; false = a row each, the plain path",
     )
 
 
@@ -213,21 +213,6 @@ class ScoreSection(Section):
     )
     allow_remote: bool = Field(
         default=False, description="conversations may be sent to another machine; false = refuse"
-    )
-
-
-class PairSection(Section):
-    """How assessments become preference pairs."""
-
-    strategy: Literal["best_worst", "best_rest", "best_rest_safe_unsafe", "all"] = Field(
-        default="best_worst", description="which candidates of a prompt are paired"
-    )
-    margin: Share = Field(
-        default=0.05, description="least difference of quality, 0 to 1; 0 = any but ties"
-    )
-    max_pairs_per_prompt: Count = Field(default=0, description="pairs per prompt; 0 = no limit")
-    max_length_ratio: float = Field(
-        default=0.0, ge=0, description="longer reply / shorter, in words, at most (>= 1); 0 = off"
     )
 
 

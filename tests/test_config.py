@@ -172,7 +172,13 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"crisis_share": 0.7, "elevated_share": 0.5}, "0.7 + 0.5 = 1.2"),
     ({"prompts": "a.jsonl", "held_out": "a.jsonl"}, "may not be the training prompts"),
     ({"dpo": {"loss_weights": [1.0, 2.0]}}, "2 weights for 1 losses"),
+    ({"dpo": {"loss_type": ["odpo"], "tree": False}}, "odpo: only on trees"),
+    ({"dpo": {"pair_confidence": True, "tree": False}}, "pair_confidence: only on trees"),
+    ({"dpo": {"tree_tokens": 2048, "tree": False}}, "a token budget packs trees"),
+    ({"dpo": {"tree_tokens": 2048}}, "set dpo.per_device_train_batch_size 1"),
     ({"pair": {"max_length_ratio": 0.5}}, "never below 1"),
+    ({"pair": {"max_length_ratio": 1.5, "max_longer_share": 0.2}}, "no pair by quality has"),
+    ({"pair": {"length_match": 0.1, "strategy": "all"}}, "nothing to choose"),
     ({"evaluate": {"n_prompts": 10}}, "120 crises among 10 prompts"),
     ({"model": {"max_length": 256}}, "leave no room for a prompt"),
     ({"evaluate": {"max_new_tokens": 1024}}, "1024 tokens leave no room for a prompt"),
@@ -185,6 +191,13 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 def test_impossible_combinations_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said.replace("+", r"\+")):
         Recipe(run="x", **values)
+
+
+def test_a_margin_is_a_number_or_auto() -> None:
+    for text, value in (("auto", "auto"), ("0.1", 0.1), ("0", 0.0)):
+        assert load(["--run", "x", "--margin", text], "pair", "").pair.margin == value
+    assert "less than or equal to 1" in mistakes("--run", "x", "--pair.margin", "2")
+    assert "auto = 1.96 standard errors" in mistakes("--run", "x", "--pair.margin", "automatic")
 
 
 @pytest.mark.parametrize(

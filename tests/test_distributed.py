@@ -82,6 +82,12 @@ def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
         start = str(tmp_path / "with-1" / "finetune" / "adapter")  # one start for both
         write_rows(tmp_path / run / "pairs" / "pairs.jsonl", pairs)
         launch(processes, "dpo.py", *settings, "--start_adapter", start, cwd=tmp_path)
+        packed = ["--dpo.tree_tokens", "200", "--dpo.per_device_train_batch_size", "1"]
+        packed += ["--start_adapter", start, "--run", f"packed-{processes}"]
+        write_rows(tmp_path / f"packed-{processes}" / "pairs" / "pairs.jsonl", pairs)
+        launch(processes, "dpo.py", *settings, *packed, cwd=tmp_path)
+    packs = [tmp_path / f"packed-{n}" / "dpo" / "adapter" for n in (1, 2)]
+    assert difference(*packs) < 1e-5
     for stage in ("finetune", "dpo"):
         one, two = (tmp_path / f"with-{n}" / stage / "adapter" for n in (1, 2))
         assert difference(one, two) < 1e-5

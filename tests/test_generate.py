@@ -199,9 +199,10 @@ def test_what_cannot_be_merged_exactly_is_left_as_it_is(
 ):
     speakers = speakers_with_adapter(model_folders[family], tmp_path, **settings)
     ids = torch.tensor([[5, 17, 42, 99, 7, 120]])
-    base = base_weights(speakers.model)
     with torch.no_grad(), speakers.active(name) as who:
         before = who(ids).logits
+        # Not earlier: on a CPU with bf16 units the first reading packs 4-bit weights anew.
+        base = base_weights(speakers.model)
         with generation.merged(who):
             assert torch.equal(who(ids).logits, before)
             inside = base_weights(who)

@@ -202,3 +202,12 @@ def test_real_answers_are_thinned_out_and_not_emptied():
     read = lessons.figures["read"]
     assert read > 400
     assert 0.5 * read < lessons.figures["kept"] < 0.95 * read
+
+
+def test_no_round_of_another_seed_asks_the_same_people():
+    seeds = [
+        Recipe(run="x", seed=seed, rounds=4, round=round).round_seed
+        for seed in range(3)
+        for round in range(1, 5)
+    ]
+    assert len(set(seeds)) == 12

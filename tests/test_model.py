@@ -193,3 +193,11 @@ def test_a_download_has_tokenizers_and_licences_and_no_pickles(monkeypatch, tmp_
     )
     kept = set(filter_repo_objects([*wanted, *unwanted], **asked))
     assert kept == set(wanted)
+
+
+def test_a_kernel_that_cannot_train_here_is_refused(model_folders):
+    settings = section(model_folders["llama"], attn_implementation="flex_attention")
+    with pytest.raises(
+        UserError, match=r"no gradient on a CPU: set model.attn_implementation sdpa"
+    ):
+        models.load_base(settings, FLOAT32)

@@ -82,7 +82,7 @@ def test_weights_are_shared_among_the_graded(tmp_path: Path, text: str) -> None:
     assert rubric.quality({"empathy": 5, "clarity": 5}) == 1
     assert rubric.quality({"empathy": 1}) == 0
     low = rubric.quality({"empathy": 5, "clarity": 1})
-    assert low == pytest.approx(0.30 / 0.45)
+    assert low == pytest.approx(0.30 / 0.40)
     with pytest.raises(ValueError, match="no graded criterion"):
         rubric.quality({})
 

@@ -134,7 +134,7 @@ def test_every_stage_finishes_with_its_manifest_and_figures(run: Run) -> None:
     assert "12 of the practice clinic as they are" in said["finetune"]
     assert "8 prompts x 6 = 48 candidates" in said["generate"]
     assert "16 borrowed from messages of another risk" in said["generate"]
-    assert "48 candidates judged by embedded-3" in said["score"]
+    assert "48 candidates judged by embedded-4" in said["score"]
     assert "beside them 16 borrowed" in said["score"]
     assert "against borrowed replies) + " in said["pair"]
     assert re.search(
@@ -287,7 +287,7 @@ def test_the_reward_model_can_learn_from_the_pairs_alone(
 
 def test_what_has_nothing_to_compare_says_so(copied: Run, scripts: dict[str, ModuleType]) -> None:
     flags = copied.flags("--pair.margin", "1", "--overwrite", "true")
-    with pytest.raises(UserError, match=r"differ in quality by 1\.0 or more: give more prompts"):
+    with pytest.raises(UserError, match=r"differ in quality by pair\.margin \(1\.0\): give"):
         call(scripts, "fit_reward", flags)
 
 
@@ -386,6 +386,15 @@ def test_an_unfinished_earlier_stage_is_not_built_upon(
     path.write_text(json.dumps(read_json(path) | {"status": "interrupted"}))
     with pytest.raises(UserError, match=r"unfinished stage \(interrupted\): run scripts/score\.py"):
         call(scripts, "pair", copied.flags())
+
+
+def test_a_tie_band_from_repeats_that_are_not_there_is_refused(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    flags = copied.flags("--margin", "auto", "--overwrite", "true")
+    with pytest.raises(UserError, match="0 candidates were judged more than once") as refused:
+        call(scripts, "pair", flags)
+    assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 
 from reward.pairs import Pair
 from rlaif import dpo
+from rlaif.pair_rows import encode_pairs
 from sft import model as models
 from sft import runs
 from sft.chat import Chat
@@ -225,7 +226,7 @@ def test_pair_keeps_one_history_for_both_replies(tokenizer, talks):
     pair = Pair("p", talk, talks[2][-1:], long, 0.5, 0.75, "a", "b", "quality")
     chat = Chat(tokenizer, "", 4096)
     whole = chat.render(talk, long)
-    encoded = dpo.encode_pairs(
+    encoded = encode_pairs(
         Chat(tokenizer, "", len(whole.prompt_ids) + len(whole.completion_ids) - 1), [pair]
     )
     assert encoded.shortened == 1
@@ -246,7 +247,7 @@ def test_a_reply_that_merges_with_the_prompt_leaves_one_prompt_for_both(tokenize
     assert alone[0] != alone[1]  # else this test shows nothing
     for chosen, rejected in ((merges, stays), (stays, merges)):
         pair = Pair("p", asked, chosen, rejected, 0.5, 0.75, "a", "b", "quality")
-        (row,) = dpo.encode_pairs(chat, [pair]).rows
+        (row,) = encode_pairs(chat, [pair]).rows
         assert row["prompt_ids"] == min(alone, key=len)
         for side, reply in (("chosen_ids", chosen), ("rejected_ids", rejected)):
             whole = merging.decode([*row["prompt_ids"], *row[side]])
@@ -260,3 +261,16 @@ def test_batch_arithmetic_is_printed():
     assert steps_line(section, 80, 2).startswith(
         "2 rows x 4 accumulated x 2 processes = 16 per update; about 5"
     )
+
+
+def test_the_rate_decays_from_round_to_round(tmp_path):
+    section = {"learning_rate": 1e-3, "rate_decay": 0.5}
+    rates = [
+        dpo.dpo_options(
+            Recipe(run="x", rounds=3, round=n, dpo=section),
+            models.choose_precision("float32", use_cpu=True),
+            tmp_path,
+        )["learning_rate"]
+        for n in (1, 2, 3)
+    ]
+    assert rates == [1e-3, 5e-4, 2.5e-4]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, MistralConfig, Qwen2Config
 
-from reward import tree
+from reward import tree, tree_attention
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8)
 
@@ -28,7 +28,7 @@ def test_paths_spell_the_sequences_and_every_prefix_is_one_node(sequences):
 @given(SEQUENCES)
 def test_a_node_sees_its_prefix_and_nothing_else(sequences):
     made = tree.build_tree(sequences)
-    mask = tree.ancestor_mask(torch.tensor([made.ends]))[0, 0]
+    mask = tree_attention.ancestor_mask(torch.tensor([made.ends]))[0, 0]
     for path in made.paths:
         for depth, node in enumerate(path):
             assert mask[node].nonzero()[:, 0].tolist() == path[: depth + 1]
@@ -92,15 +92,6 @@ def test_log_probabilities_equal_those_of_plain_rows(family, k):
     torch.testing.assert_close(score(model, groups, 8).log_probs, expected, atol=1e-4, rtol=0)
     joined = [([i for ids, _ in groups for i in ids], [s for _, starts in groups for s in starts])]
     torch.testing.assert_close(score(model, joined).log_probs, expected, atol=1e-4, rtol=0)
-
-
-def test_both_attention_kernels_give_the_same():
-    sdpa, eager = tiny("llama", 100).eval(), tiny("llama", 100).eval()
-    eager.set_attn_implementation("eager")
-    for model in (sdpa, eager):
-        tree.add_tree_forward(model)
-    said = [score(model, some_groups(3)).log_probs for model in (sdpa, eager)]
-    torch.testing.assert_close(*said, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

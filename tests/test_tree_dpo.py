@@ -9,10 +9,13 @@ from trl import DPOConfig
 
 from reward.tree import add_tree_forward
 from rlaif import dpo, tree_dpo
+from rlaif.groups import Collator, to_groups, to_packs
 from rlaif.preference import LOSSES
+from rlaif.reference import Scoring, score_candidates
 from sft import model as models
 from sft.config import DpoSection, ModelSection
 from sft.files import CheckFailed
+from sft.sections import TREE_LOSSES
 
 PRECISION = models.choose_precision("float32", use_cpu=True)
 
@@ -39,6 +42,8 @@ def pair_rows(seed=0):
                     "chosen_ids": replies[a],
                     "rejected_ids": replies[b],
                     "length": 9 + max(len(replies[a]), len(replies[b])),
+                    "margin": 0.1 + 0.2 * b,
+                    "confidence": 0.6 + 0.1 * b,
                 }
             )
     return rows
@@ -76,19 +81,21 @@ def options(folder, **more):
     }
 
 
-def on_trees(folder, tmp_path, rows, **more):
+def on_trees(folder, tmp_path, rows, section=None, **more):
+    section = section or DpoSection()
     model, tokenizer = policy(folder)
-    groups = tree_dpo.to_groups(rows)
-    collator = tree_dpo.Collator(tokenizer.pad_token_id, 1)
+    pad_id, groups = tokenizer.pad_token_id, to_groups(rows)
+    packs = to_packs(groups, section.tree_tokens, 0, whole="listwise" in section.loss_type)
     add_tree_forward(model.get_base_model())
-    tree_dpo.score_reference(model, groups, collator, 2)
+    scored = score_candidates(Scoring(model, pad_id, 1, 60), groups)
     trainer = tree_dpo.TreeTrainer(
         model=model,
         args=DPOConfig(**options(tmp_path, remove_unused_columns=False, **more)),
-        train_dataset=Dataset.from_list(groups),
+        train_dataset=Dataset.from_list(packs.rows),
         processing_class=tokenizer,
-        data_collator=collator,
+        data_collator=Collator(pad_id, 1, scored),
     )
+    trainer.section = section
     models.keep_float32(model, dpo.snapshot(model))
     move(model)
     return trainer
@@ -105,7 +112,7 @@ def loss_and_gradient(trainer, rows):
 
 
 CASES = [
-    *({"loss_type": [name]} for name in LOSSES),
+    *({"loss_type": [name]} for name in LOSSES if name not in TREE_LOSSES),
     {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 4.0]},
     {"loss_type": ["sigmoid"], "ld_alpha": 0.3},
     {"loss_type": ["robust"], "label_smoothing": 0.2},
@@ -141,8 +148,9 @@ def test_loss_gradient_and_metrics_are_those_of_trl(model_folders, tmp_path, cas
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1], [2, 1]])
-def test_micro_batches_add_up_to_the_whole(model_folders, tmp_path, sizes):
-    case = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+@pytest.mark.parametrize("loss", ["sigmoid", "listwise"])
+def test_micro_batches_add_up_to_the_whole(model_folders, tmp_path, sizes, loss):
+    case = {"loss_type": [loss, "sft"], "loss_weights": [1.0, 0.5]}
     trainer = on_trees(model_folders["llama"], tmp_path, pair_rows(), **case)
     groups = list(trainer.train_dataset)
     whole, gradient = loss_and_gradient(trainer, groups)
@@ -154,22 +162,6 @@ def test_micro_batches_add_up_to_the_whole(model_folders, tmp_path, sizes):
         first += size
     assert loss == pytest.approx(whole, rel=1e-5)
     torch.testing.assert_close(summed, gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_the_reference_is_scored_once_per_candidate(model_folders, tmp_path):
-    trainer = on_trees(model_folders["llama"], tmp_path, pair_rows())
-    scored = {n: len(each) for n, each in trainer.data_collator.reference.items()}
-    assert scored == {0: 4 + 11 + 6, 1: 4 + 11, 2: 4 + 11 + 6}
-
-
-def test_pairs_of_one_prompt_with_other_histories_stay_apart():
-    row = {"prompt_id": "p", "prompt_ids": [1, 2, 3], "chosen_ids": [4], "rejected_ids": [5]}
-    shorter = row | {"prompt_ids": [1, 3], "rejected_ids": [6]}
-    (group,) = tree_dpo.to_groups([row, shorter])
-    assert group["sequences"] == [[1, 2, 3, 4], [1, 2, 3, 5], [1, 3, 4], [1, 3, 6]]
-    assert group["starts"] == [3, 3, 2, 2]
-    assert group["pairs"] == [[0, 1], [2, 3]]
-    assert group["length"] == 8
 
 
 @pytest.mark.parametrize(
@@ -200,20 +192,95 @@ def test_sixteen_bits_start_at_the_reference_too(model_folders, tmp_path):
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
-    before, groups = dpo.snapshot(model), tree_dpo.to_groups(pair_rows())
-    collator = tree_dpo.Collator(0, 1)
+    before, groups = dpo.snapshot(model), to_groups(pair_rows())
     add_tree_forward(model.get_base_model())
     with dpo.autocast(precision):
-        tree_dpo.score_reference(model, groups, collator, 2)
+        scored = score_candidates(Scoring(model, 0, 1, 60), groups)
     trainer = tree_dpo.TreeTrainer(
         model=model,
         args=DPOConfig(**options(tmp_path, remove_unused_columns=False, bf16=True)),
-        train_dataset=Dataset.from_list(groups),
+        train_dataset=Dataset.from_list(to_packs(groups, 0, 0, whole=False).rows),
         processing_class=models.load_tokenizer(section),
-        data_collator=collator,
+        data_collator=Collator(0, 1, scored),
     )
     models.keep_float32(model, before)
     assert dpo.check_start(trainer, before, precision).loss == pytest.approx(0.693, abs=0.02)
     move(model)
     with pytest.raises(CheckFailed, match="not the same model"):
         dpo.check_start(trainer, before, precision)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "conservative", "odpo"])
+@pytest.mark.parametrize("tree_tokens", [24, 40, 60, 1000])
+def test_a_budget_of_tokens_changes_the_packs_and_not_the_update(
+    model_folders, tmp_path, tree_tokens, loss
+):
+    """24 splits prompts of three candidates (30 nodes) by pair; 1000 holds everything."""
+    case = {"loss_type": [loss, "sft"], "loss_weights": [1.0, 0.5]}
+    sections = [
+        DpoSection(**case, tree_tokens=n, per_device_train_batch_size=1, pair_confidence=True)
+        for n in (0, tree_tokens)
+    ]
+    found = []
+    for section in sections:
+        trainer = on_trees(model_folders["llama"], tmp_path, pair_rows(), section, **case)
+        packs = list(trainer.train_dataset)
+        loss_sum, gradient = 0.0, 0.0
+        for row in packs:
+            part, grad = loss_and_gradient(trainer, [row])
+            loss_sum, gradient = loss_sum + part / len(packs), gradient + grad / len(packs)
+        found.append((loss_sum, gradient))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_pairs_own_confidence_and_margin_reach_the_loss(model_folders, tmp_path):
+    rows = pair_rows()
+    for name, setting in (
+        ("conservative", {"pair_confidence": True}),
+        ("robust", {"pair_confidence": True}),
+        ("odpo", {"offset": 2.0}),
+    ):
+        section = DpoSection(loss_type=[name], **setting)
+        trainer = on_trees(model_folders["llama"], tmp_path, rows, section, loss_type=[name])
+        groups = list(trainer.train_dataset)
+        mine, _ = loss_and_gradient(trainer, groups)
+        plain = on_trees(model_folders["llama"], tmp_path, rows)
+        plain.compute_loss(plain.model, plain.data_collator(groups))
+        margins = torch.tensor(
+            [_margin_of(plain, rows, i) for i in range(len(rows))], dtype=torch.float32
+        )
+        conf = torch.tensor([row["confidence"] for row in rows])
+        offset = 2.0 * torch.tensor([row["margin"] for row in rows])
+        log = torch.nn.functional.logsigmoid
+        expected = {
+            "conservative": -conf * log(margins) - (1 - conf) * log(-margins),
+            "robust": (-conf * log(margins) + (1 - conf) * log(-margins)) / (2 * conf - 1),
+            "odpo": -log(margins - offset),
+        }[name]
+        assert mine == pytest.approx(float(expected.mean()), rel=1e-4)
+
+
+def _margin_of(trainer, rows, number):
+    """Reward of chosen minus rejected of one pair, alone in its batch."""
+    (pack,) = to_packs(to_groups([rows[number]]), 0, 0, whole=False).rows
+    alone = on_trees_like(trainer, [rows[number]])
+    trainer.model.eval()
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, alone([pack]))
+    return trainer._metrics["eval"]["rewards/margins"][-1]
+
+
+def on_trees_like(trainer, rows):
+    """A collator whose reference is that of the same candidates in another trainer's."""
+    known = {}
+    for pack in trainer.train_dataset:
+        for group in pack["groups"]:
+            for number, ids in zip(group["numbers"], group["sequences"], strict=True):
+                known[tuple(ids)] = trainer.data_collator.reference[number]
+    (group,) = to_groups(rows)
+    reference = {
+        number: known[tuple(ids)]
+        for number, ids in zip(group["numbers"], group["sequences"], strict=True)
+    }
+    return Collator(trainer.data_collator.pad_id, 1, reference)
