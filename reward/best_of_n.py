@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from reward.agreement import Share, clustered
+from reward.shares import Share, clustered
 
 
 def kl_of(n: int) -> float:

@@ -6,14 +6,18 @@ Nothing here knows who judges; `reward/offline.py` is the evaluator that needs n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import EvaluatorStopped
+
+if TYPE_CHECKING:
+    from reward.forecast import Forecast
 
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 5.0
 ROUNDING = 1e-3  # by which a stored quality may differ from the mean of its judgements
@@ -80,8 +84,7 @@ class Assessment:
         rubric: Rubric judged by, as name@hash.
         unscored: Reason why there is no score, None where there is one.
         tokens: Tokens paid for, 0 for a local evaluator.
-        cost: Price paid in US dollars, where the evaluator knows it; the two of this project do
-            not know prices and leave 0, whatever was paid.
+        cost: Price paid in US dollars; 0 where no prices were given, whatever was paid.
         judgements: The single answers behind `quality` and `safe`, where there were several:
             repeats of one judge, a panel of judges, or both. `quality` is their `mean_quality`
             (within 0.001, for rounding); `safe` is what at least one of them said. Empty = asked
@@ -197,4 +200,28 @@ class Evaluator(Protocol):
         Raises:
             PartlyAssessed: The evaluator cannot go on before something is changed.
         """
+        ...
+
+
+@runtime_checkable
+class BulkEvaluator(Evaluator, Protocol):
+    """An evaluator that judges many prompts at once and keeps what was answered in a ledger."""
+
+    ledger: Path | None
+
+    def assess_all(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        advance: Callable[[int], None],
+    ) -> list[Assessment]:
+        """Judge the candidates of many prompts; one assessment per candidate, in their order."""
+        ...
+
+    def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
+        """What would be asked and what it would cost; nobody is called."""
+        ...
+
+    def note(self) -> str:
+        """What a live line should say beside the count: money, failures, waits."""
         ...

@@ -9,18 +9,33 @@ from reward.evaluator import Evaluator
 from reward.offline import EmbeddedEvaluator
 from reward.risk import message_risk
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
+from reward.service import Service
+from reward.shards import LEDGER
 from sft.candidates import Candidate
+from sft.config import ScoreSection
 from sft.data import Demonstration, Prompt
 from sft.files import UserError
 
 
 def make_evaluator(
-    kind: str, *, rubric: str | None, model: str | None, base_url: str | None
+    kind: str,
+    *,
+    rubric: str | None,
+    service: Service | None = None,
+    ledger: Path | None = None,
+    offline: bool = False,
 ) -> Evaluator:
-    """The evaluator called `kind` ("embedded" or "openai") with a rubric; None = the project's.
+    """The evaluator called `kind` ("embedded" or "openai").
+
+    Args:
+        kind: who judges.
+        rubric: path of what is judged; None = the project's.
+        service: who is asked (openai only).
+        ledger: file of what was answered (openai only); None = nothing is kept.
+        offline: read the ledger and ask nobody (openai only); no key is needed.
 
     Raises:
-        UserError: the rubric is missing or wrong, or the service's model has no name.
+        UserError: the rubric is missing or wrong, or the service is.
         EvaluatorStopped: the service needs a key.
     """
     path = Path(rubric) if rubric else DEFAULT_RUBRIC
@@ -29,9 +44,31 @@ def make_evaluator(
     # The client takes a second to import and is rarely wanted.
     from reward.remote import OpenAIEvaluator
 
-    if model is None:
+    if service is None:
         raise UserError("evaluator openai needs the name of a model")
-    return OpenAIEvaluator(load_rubric(path), model=model, base_url=base_url)
+    return OpenAIEvaluator(load_rubric(path), service, ledger=ledger, offline=offline)
+
+
+def recipe_evaluator(section: ScoreSection, folder: Path) -> Evaluator:
+    """The evaluator of the training data, with its ledger in the stage's folder.
+
+    Raises:
+        UserError: see `make_evaluator`; `rescore` of an evaluator that keeps no answers.
+        EvaluatorStopped: the service needs a key.
+    """
+    service = None
+    if section.evaluator == "openai" and section.evaluator_model is not None:
+        batch = section.mode == "batch"
+        service = Service.of(section, section.evaluator_model, batch=batch)
+    elif section.rescore:
+        raise UserError("rescore reads a service's stored answers: the embedded evaluator has none")
+    return make_evaluator(
+        section.evaluator,
+        rubric=section.rubric,
+        service=service,
+        ledger=folder / LEDGER,
+        offline=section.rescore or section.dry_run,
+    )
 
 
 def why_unsafe(row: Demonstration) -> str | None:

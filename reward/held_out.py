@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from reward.agreement import Share, clustered, share_of
 from reward.calibration import Calibration, calibration
 from reward.comparisons import KINDS, Question, Side, kind_of, quality_of
 from reward.model import Score
+from reward.shares import Share, clustered, share_of
 from sft.data import Prompt, Risk
 
 BANDS = (0.0, 0.1, 0.2, 0.4, 1.0)  # of the difference of quality

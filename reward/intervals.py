@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Z95 = 1.959964  # 97.5 % quantile of the normal distribution: two-sided 95 %
 _CHUNK = 4_000_000  # drawn indices held at once: 32 MB
+_UNDEFINED = 0.05  # of the draws may have no value; with more there is no interval
 
 
 def bootstrap_mean(
@@ -42,6 +43,45 @@ def bootstrap_mean(
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(sums.sum() / counts.sum()), float(low), float(high)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.intp]], float],
+    clusters: Sequence[str],
+    *,
+    n_resamples: int,
+    seed: int,
+) -> tuple[float, float, float]:
+    """Any statistic and its 95 % percentile-bootstrap interval; clusters as in `bootstrap_mean`.
+
+    Args:
+        statistic: takes row numbers, shape (m,), a drawn cluster's rows as often as it was drawn;
+            NaN where it is undefined (a correlation of constants).
+        clusters: the cluster of each row, shape (n,), n >= 1.
+        n_resamples: how often the clusters are drawn.
+        seed: of the draw.
+
+    Returns:
+        (value, low, high); NaN for both ends where over 5 % of the draws are undefined.
+    """
+    codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    order = np.argsort(codes, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+    rng = np.random.default_rng(seed)
+    drawn = np.array(
+        [
+            statistic(
+                np.concatenate([members[c] for c in rng.integers(0, len(members), len(members))])
+            )
+            for _ in range(n_resamples)
+        ]
+    )
+    value = float(statistic(np.arange(len(codes))))
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < (1 - _UNDEFINED) * n_resamples:
+        return value, math.nan, math.nan
+    low, high = np.quantile(known, [0.025, 0.975])
+    return value, float(low), float(high)
 
 
 def wilson(k: float, n: int) -> tuple[float, float, float]:

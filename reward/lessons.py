@@ -8,7 +8,7 @@ from typing import Any
 
 from reward.comparisons import KINDS, Question, Side, every_two, paired, without_leaks
 from reward.confidence import repeat_noise
-from reward.pairing import Pair
+from reward.pairs import Pair
 from reward.tree import build_tree
 from sft.chat import Chat
 from sft.config import Recipe
@@ -109,8 +109,8 @@ def prepare(
     for name, some in (("training", taught), ("held-out", asked)):
         if not any(some):
             raise UserError(
-                f"no two replies to a {name} prompt differ in quality by pair.margin ({margin}): "
-                "give more prompts or candidates, lower --pair.margin, or set --comparisons all"
+                f"no two replies to a {name} prompt differ in quality by {margin} or more: give "
+                "more prompts or candidates, lower --pair.margin, or set --comparisons all"
             )
     too_long = sum(len(question.replies) for question in questions) - len(ids)
     left_out = {"too_long": too_long, "borrowed_from_held_out": leaks}

@@ -94,13 +94,14 @@ class RewardModel(torch.nn.Module):
         super().__init__()
         base = language.get_base_model()
         add_tree_forward(base)
-        # A reply's score may not depend on chance. And not eval mode, in which bitsandbytes packs
-        # 4-bit weights anew on a CPU, for good, and for a kernel that rounds otherwise.
+        # A reply's score may not depend on chance.
         disable_dropout_in_model(language)
-        self.train()
         self.language = language
         self.heads = Heads(base.config.hidden_size).to(base.device)
         self.chat, self.precision, self.tree = chat, precision, tree
+        # In eval mode, which is no other without dropout, bitsandbytes packs 4-bit weights anew on
+        # a CPU, for good, and for a kernel that rounds otherwise.
+        self.train()
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """The embedded evaluator: a transparent rubric evaluator that needs no network, key or weights.
 
 It reads wording, so it can be wrong about meaning; what it is worth on replies that people voted on
-is measured by `scripts/bench_evaluator.py`. Its patterns are in `reward/assets/*.yaml`.
+is measured by `scripts/judge_card.py`. Its patterns are in `reward/assets/*.yaml`.
 """
 
 from collections.abc import Sequence

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward import best_of_n, held_out
-from reward.agreement import Share, clustered
 from reward.best_of_n import WARNING, Choice, Point
 from reward.calibration import Calibration
 from reward.held_out import Accuracy, Marked, TruthOf
+from reward.shares import Share, clustered
 from reward.train import Fitted
 
 FEW_PROMPTS = 100  # fewer leave intervals of ten points and more

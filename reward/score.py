@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reward.evaluator import Assessment, Evaluator, PartlyAssessed
+from reward.evaluator import Assessment, BulkEvaluator, Evaluator, PartlyAssessed
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import CheckFailed, read_rows, storage_errors, to_json
@@ -20,7 +20,7 @@ def score(
     *,
     partial: Path,
 ) -> list[Assessment]:
-    """Let the evaluator judge all candidates, prompt by prompt.
+    """Let the evaluator judge all candidates: all at once where it can, else prompt by prompt.
 
     Args:
         evaluator: who judges.
@@ -29,12 +29,15 @@ def score(
         advance: called with the number of candidates finished, for a progress line.
         partial: file that grows with the verdicts, so that a stopped run pays nothing twice;
             verdicts in it by another evaluator or rubric do not count, and what it has without a
-            score is asked again, because the cause may be mended.
+            score is asked again, because the cause may be mended. An evaluator with a ledger
+            needs none.
 
     Raises:
         EvaluatorStopped: the evaluator cannot go on; what it had finished is in `partial`.
         StorageError: the disk is full.
     """
+    if isinstance(evaluator, BulkEvaluator):
+        return evaluator.assess_all(prompts, candidates, advance)
     verdicts = _earlier(partial, evaluator)
     asked: dict[str, list[Candidate]] = {}
     for candidate in candidates:
@@ -56,6 +59,20 @@ def score(
                 raise
             advance(len(group))
     return [verdicts[candidate.id] for candidate in candidates]
+
+
+def live_note(evaluator: Evaluator) -> Callable[[], str] | None:
+    """What the evaluator has to say beside the count of candidates; None = nothing."""
+    return evaluator.note if isinstance(evaluator, BulkEvaluator) else None
+
+
+def plan_line(
+    evaluator: Evaluator, prompts: Sequence[Prompt], candidates: Sequence[Candidate]
+) -> str:
+    """What scoring would ask and cost, in one line; nobody is called."""
+    if isinstance(evaluator, BulkEvaluator):
+        return evaluator.forecast(prompts, candidates).line()
+    return f"dry run: {len(candidates)} candidates, {evaluator.name} asks nobody and costs nothing"
 
 
 def _earlier(partial: Path, evaluator: Evaluator) -> dict[str, Assessment]:
@@ -113,4 +130,5 @@ def summary(candidates: Sequence[Candidate], assessments: Sequence[Assessment]) 
         "borrowed": len(misfits),
         "borrowed_unsafe": sum(a.safe is False for a in misfits),
         "tokens": sum(a.tokens for a in [*assessments, *misfits]),
+        "cost": sum(a.cost for a in [*assessments, *misfits]),
     }

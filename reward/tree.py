@@ -222,11 +222,13 @@ def add_tree_forward(model: PreTrainedModel) -> None:
     ) -> Any:
         if tree_where is None:
             return plain(*args, **kwargs)
-        masks = masks_for(model, tree_ends) if tree_ends is not None else {}
         # PEFT hands on what its own signature names, empty where nothing was given.
-        given = {name: kwargs.get(name) for name in ("input_ids", "position_ids", "attention_mask")}
+        given = {name: kwargs.get(name) for name in ("input_ids", "position_ids")}
+        masks: dict[str, Any] = {"attention_mask": kwargs.get("attention_mask")}
+        if tree_ends is not None:
+            masks = masks_for(model, tree_ends)
         backbone = getattr(model, model.base_model_prefix)
-        states = backbone(**given | masks, use_cache=False).last_hidden_state
+        states = backbone(**given, **masks, use_cache=False).last_hidden_state
         chosen = states.flatten(0, 1)[tree_where]
         if tree_targets is None:
             return chosen

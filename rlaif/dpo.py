@@ -141,8 +141,8 @@ def _starting_policy(recipe: Recipe, start: Path | None, precision: models.Preci
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What a trainer is made from."""
+class Job:
+    """What a trainer is made from; the reference's scores are kept beside the stage's folder."""
 
     recipe: Recipe
     model: PeftModel
@@ -153,7 +153,16 @@ class _Job:
     stage: Stage
 
 
-def _plain_trainer(job: _Job, reason: str) -> DPOTrainer:
+def make_trainer(job: Job, start: Path | None) -> DPOTrainer:
+    """The trainer on trees, or on pairs where those cannot be exact; `start` as in `train_dpo`."""
+    reason = reason_for_pairs(job.recipe.dpo, job.model.get_base_model(), job.rows)
+    if reason is None:
+        return _tree_trainer(job, _key(job.recipe, start, job.precision))
+    job.stage.say(f"rows are pairs: {reason}")
+    return _plain_trainer(job, reason)
+
+
+def _plain_trainer(job: Job, reason: str) -> DPOTrainer:
     """The trainer on rows of pairs, which has not everything that trees have."""
     section = job.recipe.dpo
     if only := sorted(TREE_LOSSES & set(section.loss_type)):
@@ -168,7 +177,7 @@ def _plain_trainer(job: _Job, reason: str) -> DPOTrainer:
     )
 
 
-def _tree_trainer(job: _Job, key: str) -> TreeTrainer:
+def _tree_trainer(job: Job, key: str) -> TreeTrainer:
     """The trainer on trees; the reference is scored here, or read where it was before."""
     section, groups, pad_id = job.recipe.dpo, to_groups(job.rows), job.tokenizer.pad_token_id
     whole = "listwise" in section.loss_type
@@ -260,13 +269,8 @@ def train_dpo(
     model = _starting_policy(recipe, start, precision)
     before, reporter = snapshot(model), Reporter(stage, "dpo")
     options = dpo_options(recipe, precision, stage.folder)
-    job = _Job(recipe, model, encoded.rows, options, precision, tokenizer, stage)
-    trainer: DPOTrainer
-    if (reason := reason_for_pairs(section, model.get_base_model(), encoded.rows)) is not None:
-        stage.say(f"rows are pairs: {reason}")
-        trainer = _plain_trainer(job, reason)
-    else:
-        trainer = _tree_trainer(job, _key(recipe, start, precision))
+    job = Job(recipe, model, encoded.rows, options, precision, tokenizer, stage)
+    trainer = make_trainer(job, start)
     trainer.add_callback(reporter)
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model, before)

@@ -7,10 +7,13 @@ Both sides answer the same prompts under the same sampling. Not here: the statis
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from reward.evaluator import Assessment, Evaluator
+from reward.evaluator import Assessment, BulkEvaluator, Evaluator
 from reward.evaluators import make_evaluator
+from reward.service import Service
+from reward.shards import LEDGER
 from rlaif.measures import repetition, words
 from rlaif.results import JudgedReply
 from sft import ground_truth, simulator
@@ -29,8 +32,21 @@ class Judge(Protocol):
     name: str
     rubric: str
 
+    def note(self) -> str:
+        """What a live line should say beside the count; "" = nothing."""
+        ...
+
     def knows(self, prompt: Prompt) -> bool:
         """Whether the prompt is of the kind that this judge was made for."""
+        ...
+
+    def prepare(
+        self,
+        prompts: Sequence[Prompt],
+        replies: Sequence[Candidate],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Read all replies that will be judged, many at once where that is faster."""
         ...
 
     def judge(self, prompt: Prompt, reply: Candidate) -> JudgedReply:
@@ -48,9 +64,22 @@ class ClinicJudge:
     name = "practice-clinic"
     rubric = "ground-truth"
 
+    def note(self) -> str:
+        """Nothing to say."""
+        return ""
+
     def knows(self, prompt: Prompt) -> bool:
         """It recognises the clinic's own wording; elsewhere it misses what is said otherwise."""
         return prompt.source == simulator.SOURCE
+
+    def prepare(
+        self,
+        prompts: Sequence[Prompt],
+        replies: Sequence[Candidate],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Nothing to prepare: the truth is computed at once."""
+        advance(len(replies))
 
     def judge(self, prompt: Prompt, reply: Candidate) -> JudgedReply:
         """Verdict by the acts that the text holds."""
@@ -88,9 +117,33 @@ class EvaluatorJudge:
         self.rubric = evaluator.rubric
         self._verdicts: dict[str, Assessment] = {}
 
+    def note(self) -> str:
+        """What the evaluator has to say: money, failures, waits."""
+        return self.evaluator.note() if isinstance(self.evaluator, BulkEvaluator) else ""
+
     def knows(self, prompt: Prompt) -> bool:
         """A rubric is made for whatever people write."""
         return True
+
+    def prepare(
+        self,
+        prompts: Sequence[Prompt],
+        replies: Sequence[Candidate],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Have every reply assessed, by a service many at once and each paid once.
+
+        Raises:
+            EvaluatorStopped: the service refuses to go on; its answers so far are in its ledger.
+        """
+        asked = {prompt.id for prompt in prompts}
+        known = [reply for reply in replies if reply.prompt_id in asked]
+        if isinstance(self.evaluator, BulkEvaluator):
+            made = self.evaluator.assess_all(prompts, known, advance)
+            for reply, verdict in zip(known, made, strict=True):
+                self._verdicts[_name(reply)] = verdict
+        else:
+            advance(len(known))
 
     def judge(self, prompt: Prompt, reply: Candidate) -> JudgedReply:
         """Verdict by the rubric; grades 1..5 become 0..1."""
@@ -123,14 +176,19 @@ class EvaluatorJudge:
         return 0.5 if abs(gap) < TIE_BAND else float(gap > 0)
 
     def _assess(self, prompt: Prompt, reply: Candidate) -> Assessment:
-        key = f"{prompt.id} {reply.id}"
+        key = _name(reply)
         if key not in self._verdicts:
             self._verdicts[key] = self.evaluator.assess(prompt, [reply])[0]
         return self._verdicts[key]
 
 
-def make_judge(recipe: Recipe) -> Judge:
-    """Who judges the result by the recipe.
+def _name(reply: Candidate) -> str:
+    """What tells a reply to a prompt from all others."""
+    return f"{reply.prompt_id} {reply.id}"
+
+
+def make_judge(recipe: Recipe, folder: Path) -> Judge:
+    """Who judges the result by the recipe; a service's answers are kept in `folder`.
 
     Raises:
         UserError: the rubric is missing or wrong.
@@ -139,11 +197,11 @@ def make_judge(recipe: Recipe) -> Judge:
     section = recipe.evaluate
     if section.judge == "practice-clinic":
         return ClinicJudge()
+    service = None
+    if section.judge == "openai" and section.judge_model is not None:
+        service = Service.of(section, section.judge_model)
     evaluator = make_evaluator(
-        section.judge,
-        rubric=recipe.score.rubric,
-        model=section.judge_model,
-        base_url=section.base_url,
+        section.judge, rubric=recipe.score.rubric, service=service, ledger=folder / LEDGER
     )
     return EvaluatorJudge(evaluator)
 
@@ -155,12 +213,13 @@ def judge_all(
     baseline: Sequence[Candidate],
     advance: Callable[[int], None],
 ) -> tuple[list[JudgedReply], list[JudgedReply], list[float | None]]:
-    """Judge both sides on the prompts that both answered.
+    """Judge both sides on the prompts that both answered; `advance` counts replies.
 
     Returns:
         Rows of the policy, rows of the baseline, and the preferences (1 = the policy's reply is
         better).
     """
+    judge.prepare(prompts, [*policy, *baseline], advance)
     ours, theirs = ({reply.prompt_id: reply for reply in side} for side in (policy, baseline))
     rows: list[JudgedReply] = []
     others: list[JudgedReply] = []
@@ -170,5 +229,4 @@ def judge_all(
             rows.append(judge.judge(prompt, ours[prompt.id]))
             others.append(judge.judge(prompt, theirs[prompt.id]))
             preferences.append(judge.prefer(prompt, ours[prompt.id], theirs[prompt.id]))
-        advance(1)
     return rows, others, preferences

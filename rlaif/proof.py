@@ -71,7 +71,8 @@ def prove(
         adapters: the folders of both sides; None = the base itself.
         stage: where the files go.
     """
-    with runs.Progress(len(prompts), "verdicts", unit="prompts") as bar:
+    count = len(replies["policy"]) + len(replies["baseline"])
+    with runs.Progress(count, "verdicts", unit="replies", note=judge.note) as bar:
         ours, theirs, preferences = judge_all(
             judge, prompts, replies["policy"], replies["baseline"], bar.advance
         )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from reward.page import environment
 from rlaif.charts import Bar, Curve, Histogram, Series, bars, histogram, line_chart
 from rlaif.findings import WARNING
 from rlaif.measures import Measure
@@ -170,26 +170,23 @@ def write_report(
         lengths: of the judged replies.
         histograms: of scores; one without values is left out.
     """
-    environment = Environment(
-        loader=FileSystemLoader(ASSETS),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     spread = [_length_histogram(lengths), *histograms]
-    page = environment.get_template("report.html.j2").render(
-        report=report,
-        rows=[_row(c) for c in report.measures],
-        by_risk={risk: [_row(c) for c in among] for risk, among in report.by_risk.items()},
-        safety_chart=_safety_chart(report),
-        warnings=[f.removeprefix(WARNING) for f in report.findings if f.startswith(WARNING)],
-        findings=[f for f in report.findings if not f.startswith(WARNING)],
-        curves=[line_chart(curve) for curve in curves],
-        histograms=[histogram(h) for h in spread if any(values for _, values in h.series)],
-        samples=samples,
-        kinds=KINDS,
-        percent=percent,
+    page = (
+        environment(ASSETS)
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            rows=[_row(c) for c in report.measures],
+            by_risk={risk: [_row(c) for c in among] for risk, among in report.by_risk.items()},
+            safety_chart=_safety_chart(report),
+            warnings=[f.removeprefix(WARNING) for f in report.findings if f.startswith(WARNING)],
+            findings=[f for f in report.findings if not f.startswith(WARNING)],
+            curves=[line_chart(curve) for curve in curves],
+            histograms=[histogram(h) for h in spread if any(values for _, values in h.series)],
+            samples=samples,
+            kinds=KINDS,
+            percent=percent,
+        )
     )
     write_text(path, page)
 

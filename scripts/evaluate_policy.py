@@ -9,6 +9,7 @@ Not here: the evaluator of the training data, which may not judge the result.
 import sys
 
 from reward.risk import message_risk
+from reward.shards import KEPT
 from rlaif import proof
 from rlaif.evaluate import make_judge
 from sft import config, lineage, material, runs
@@ -22,11 +23,12 @@ def main(argv: list[str]) -> None:
     """Run the stage with these command-line arguments."""
     recipe = config.load(argv, "evaluate", __doc__ or "")
     policy, baseline = lineage.policy_adapter(recipe), lineage.baseline_adapter(recipe)
-    judge, trained_on = make_judge(recipe), proof.training_files(recipe)
+    folder = runs.stage_folder(recipe, "evaluation")
+    judge, trained_on = make_judge(recipe, folder), proof.training_files(recipe)
     inputs = material.files(recipe) | lineage.base_input(recipe) | trained_on | {"policy": policy}
     inputs |= {"baseline": baseline} if baseline else {}
     settings = recipe.settings(*SETTINGS) | {"rubric": judge.rubric}
-    opened = runs.open_stage(recipe, "evaluation", config=settings, inputs=inputs)
+    opened = runs.open_stage(recipe, "evaluation", config=settings, inputs=inputs, keep=KEPT)
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if not stage.reused:
             prompts = material.held_out_prompts(recipe, lambda said: message_risk(said).risk)

@@ -2,16 +2,19 @@
 
     python scripts/generate.py --config configs/quickstart.yaml --num_return_sequences 8
     python scripts/generate.py --config configs/quickstart.yaml --prompts questions.jsonl --round 2
+    python scripts/generate.py --config configs/llama3-8b-t4.yaml --backend openai \
+        --base_url http://localhost:8000/v1 --served_model policy --shard 3/16
 
 Not here: judging the replies (`score.py`).
 """
 
 import sys
 
-from reward.risk import message_risk
+from reward import backend
+from reward.shards import KEPT, stage_name
 from sft import config, lineage, material, runs
 from sft.candidates import Sampling, borrow
-from sft.files import UserError, write_rows
+from sft.files import write_rows
 from sft.tracking import tracker
 
 # What shapes the candidates; the prompts' file and the adapter are inputs.
@@ -27,23 +30,22 @@ def main(argv: list[str]) -> None:
     adapter = lineage.start_adapter(recipe)
     start = {"adapter": adapter} if adapter else {}
     inputs = material.files(recipe) | lineage.base_input(recipe) | start
-    settings, number = recipe.settings(*SETTINGS), recipe.round
-    opened = runs.open_stage(recipe, "candidates", config=settings, inputs=inputs, round=number)
+    settings, number, section = recipe.settings(*SETTINGS), recipe.round, recipe.generate
+    name = stage_name("candidates", section.shard)
+    k, seed = section.num_return_sequences, recipe.round_seed
+    sampling = Sampling.of(section, k=k, seed=seed)
+    folder = runs.stage_folder(recipe, name, number)
+    if section.dry_run:
+        print(backend.plan_line(recipe, adapter, sampling, folder), flush=True)
+        return
+    opened = runs.open_stage(recipe, name, config=settings, inputs=inputs, round=number, keep=KEPT)
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused:
             return
-        prompts = material.training_prompts(recipe, lambda messages: message_risk(messages).risk)
-        if not prompts:
-            raise UserError(
-                f"{recipe.prompts}: no training prompts are left after holding some out"
-            )
-        # torch takes seconds to import: mistakes are told before.
-        from sft.generate import replies_of
-
-        section = recipe.generate
-        k, seed = section.num_return_sequences, recipe.round_seed
-        sampling = Sampling.of(section, k=k, seed=seed)
-        made = replies_of(recipe, {"policy": adapter}, prompts, sampling)["policy"]
+        if section.backend == "openai" and not stage.is_main:
+            return
+        prompts = backend.training_prompts(recipe)
+        made = backend.sample(recipe, adapter, prompts, sampling, folder)
         borrowed = borrow(prompts, made.candidates, section.n_borrowed, seed)
         stage.say(f"{made.line(k)}; {len(borrowed)} borrowed from messages of another risk")
         counts = made.counts() | {"borrowed": len(borrowed)}

@@ -2,6 +2,8 @@
 
     python scripts/score.py --config configs/quickstart.yaml
     python scripts/score.py --config configs/llama3-8b-t4.yaml --base_url http://localhost:8000/v1
+    python scripts/score.py --config configs/llama3-8b-t4.yaml --dry_run
+    python scripts/score.py --config configs/llama3-8b-t4.yaml --shard 3/16
 
 The key of a service comes from the environment (OPENAI_API_KEY) alone. Not here: which candidates
 become pairs (`pair.py`): scoring may cost money, pairing is free.
@@ -10,8 +12,9 @@ become pairs (`pair.py`): scoring may cost money, pairing is free.
 import sys
 from pathlib import Path
 
-from reward.evaluators import make_evaluator
-from reward.score import check_unscored, score, summary
+from reward.evaluators import recipe_evaluator
+from reward.score import check_unscored, live_note, plan_line, score, summary
+from reward.shards import KEPT, answering, gather, of_shard, stage_name
 from sft import config, runs
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -24,26 +27,32 @@ PARTIAL = "partial.jsonl"  # survives a stopped run
 def main(argv: list[str]) -> None:
     """Run the stage with these command-line arguments."""
     recipe = config.load(argv, "score", __doc__ or "")
-    section = recipe.score
-    candidates = runs.stage_folder(recipe, "candidates", recipe.round)
-    evaluator = make_evaluator(
-        section.evaluator,
-        rubric=section.rubric,
-        model=section.evaluator_model,
-        base_url=section.base_url,
-    )
+    section, number = recipe.score, recipe.round
+    name = stage_name("scores", section.shard)
+    folder = runs.stage_folder(recipe, name, number)
+    candidates = runs.stage_folder(recipe, "candidates", number)
+    evaluator = recipe_evaluator(section, folder)
     inputs = {name: candidates / f"{name}.jsonl" for name in ("prompts", "candidates")}
+    if section.dry_run:
+        prompts = of_shard(read_rows(inputs["prompts"], Prompt), section.shard)
+        rows = answering(prompts, read_rows(inputs["candidates"], Candidate))
+        print(plan_line(evaluator, prompts, rows), flush=True)
+        return
     inputs |= {"rubric": Path(section.rubric)} if section.rubric else {}
     settings = recipe.settings("score") | {"rubric": evaluator.rubric, "evaluator": evaluator.name}
+    if section.rescore:  # the same answers, read anew, replace what was read before
+        recipe = recipe.model_copy(update={"overwrite": True})
     opened = runs.open_stage(
-        recipe, "scores", config=settings, inputs=inputs, round=recipe.round, keep=[PARTIAL]
+        recipe, name, config=settings, inputs=inputs, round=number, keep=[PARTIAL, *KEPT]
     )
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused or not stage.is_main:
             return
-        rows = read_rows(inputs["candidates"], Candidate)
-        prompts = read_rows(inputs["prompts"], Prompt)
-        with runs.Progress(len(rows), "scores", unit="candidates") as bar:
+        prompts = of_shard(read_rows(inputs["prompts"], Prompt), section.shard)
+        rows = answering(prompts, read_rows(inputs["candidates"], Candidate))
+        if taken := gather(folder, section.ledgers):
+            stage.say(f"{taken} answers taken over from other ledgers")
+        with runs.Progress(len(rows), "scores", "candidates", note=live_note(evaluator)) as bar:
             assessments = score(evaluator, prompts, rows, bar.advance, partial=stage.path(PARTIAL))
         write_rows(stage.path("assessments.jsonl"), assessments)
         counts = summary(rows, assessments)
@@ -59,7 +68,7 @@ def main(argv: list[str]) -> None:
         track.table("assessments", ["candidate_id", "critique"], some)
         track.artifact(stage.path("assessments.jsonl"), "dataset", uses=[inputs["candidates"]])
         stage.finish(["assessments.jsonl"], **counts)
-        stage.path(PARTIAL).unlink()
+        stage.path(PARTIAL).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,40 @@ class Sampling:
             )
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Candidates in the order of the prompts, and what became of the prompts.
+
+    Attributes:
+        too_long: ids of prompts that leave no room for a reply; they have no candidate.
+        shortened: how many prompts lost their oldest turns to fit.
+    """
+
+    candidates: list[Candidate]
+    too_long: list[str]
+    shortened: int
+
+    def counts(self) -> dict[str, int]:
+        """The figures for metrics and manifest."""
+        answered = len({c.prompt_id for c in self.candidates})
+        return {
+            "prompts": answered + len(self.too_long),
+            "candidates": len(self.candidates),
+            "too_long": len(self.too_long),
+            "shortened": self.shortened,
+            "cut_off": sum(c.stop == "length" for c in self.candidates),
+        }
+
+    def line(self, k: int) -> str:
+        """The figures in one line, with their arithmetic; `k` replies were asked per prompt."""
+        n = self.counts()
+        return (
+            f"{n['prompts'] - n['too_long']} prompts x {k} = {n['candidates']} candidates; "
+            f"{n['too_long']} prompts too long, {n['shortened']} lost old turns, "
+            f"{n['cut_off']} replies cut off"
+        )
+
+
 def borrow(
     prompts: Sequence[Prompt], candidates: Sequence[Candidate], n: int, seed: int
 ) -> list[Candidate]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from sft import lineage
 from sft import model as models
-from sft.candidates import Candidate, Sampling
+from sft.candidates import Candidate, Generated, Sampling
 from sft.chat import Chat, system_prompt
 from sft.config import Recipe
 from sft.data import Prompt
@@ -31,40 +30,6 @@ from sft.files import UserError, short_hash
 from sft.runs import Progress
 
 PIECE = 16  # tokens sampled between two looks at which replies have ended
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Candidates in the order of the prompts, and what became of the prompts.
-
-    Attributes:
-        too_long: ids of prompts that leave no room for a reply; they have no candidate.
-        shortened: how many prompts lost their oldest turns to fit.
-    """
-
-    candidates: list[Candidate]
-    too_long: list[str]
-    shortened: int
-
-    def counts(self) -> dict[str, int]:
-        """The figures for metrics and manifest."""
-        answered = len({c.prompt_id for c in self.candidates})
-        return {
-            "prompts": answered + len(self.too_long),
-            "candidates": len(self.candidates),
-            "too_long": len(self.too_long),
-            "shortened": self.shortened,
-            "cut_off": sum(c.stop == "length" for c in self.candidates),
-        }
-
-    def line(self, k: int) -> str:
-        """The figures in one line, with their arithmetic; `k` replies were asked per prompt."""
-        n = self.counts()
-        return (
-            f"{n['prompts'] - n['too_long']} prompts x {k} = {n['candidates']} candidates; "
-            f"{n['too_long']} prompts too long, {n['shortened']} lost old turns, "
-            f"{n['cut_off']} replies cut off"
-        )
 
 
 def replies_of(

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from sft.sections import Count, Section, Share
+from sft.sections import Count, Share
+from sft.service_settings import Section
 
 LONGER = 1.5  # times as many words, from which a chosen reply counts as much longer
 

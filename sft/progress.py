@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 from sft.launch import is_main
@@ -21,12 +22,21 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, label: str, unit: str = "items", stream: TextIO | None = None
+        self,
+        total: int,
+        label: str,
+        unit: str = "items",
+        stream: TextIO | None = None,
+        note: Callable[[], str] | None = None,
     ) -> None:
-        """Start the clock; nothing is shown before the first `advance`."""
+        """Start the clock; nothing is shown before the first `advance`.
+
+        `note` gives what else the line should say, now; `advance(0)` shows it when it is time to.
+        """
         self.total, self.label, self.unit = total, label, unit
         self.done = 0
         self.stream = stream or sys.stderr
+        self.note = note
         self.tty = self.stream.isatty()
         self.started = self.shown = time.monotonic()
         self.silent = not is_main()
@@ -59,6 +69,10 @@ class Progress:
 
         Example: `scores: 120/480 replies (25%), 12.0/s, 30 s left`.
         """
+        note = self.note() if self.note else ""
+        return f"{self._counts(seconds)}, {note}" if note else self._counts(seconds)
+
+    def _counts(self, seconds: float) -> str:
         rate = self.done / max(seconds, 1e-9)
         if self.closed:
             return f"{self.label}: {self.done} {self.unit} in {duration(seconds)}, {rate:.3g}/s"

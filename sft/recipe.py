@@ -23,12 +23,11 @@ from sft.sections import (
     FinetuneSection,
     GenerateSection,
     ModelSection,
-    Positive,
     Rate,
     ScoreSection,
-    Section,
     Share,
 )
+from sft.service_settings import PartsSection, Positive, Section, ServiceSection
 from sft.trainer_fields import CONFIGS, trainer_fields
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -160,12 +159,15 @@ def _services(r: Recipe) -> list[Problem]:
             " (practice-clinic, embedded, or another judge_model)"
         )
         found.append((("evaluate.judge", "score.evaluator"), text))
-    asked = (
-        ("score", r.score.evaluator, "evaluator", r.score.evaluator_model, "evaluator_model"),
-        ("evaluate", r.evaluate.judge, "judge", r.evaluate.judge_model, "judge_model"),
-    )
-    for name, who, who_field, model, model_field in asked:
-        section: ScoreSection | EvaluateSection = r.score if name == "score" else r.evaluate
+    asked: tuple[tuple[str, ServiceSection, str, str, str | None, str], ...] = (
+        ("generate", r.generate, r.generate.backend, "backend", r.generate.served_model,
+         "served_model"),
+        ("score", r.score, r.score.evaluator, "evaluator", r.score.evaluator_model,
+         "evaluator_model"),
+        ("evaluate", r.evaluate, r.evaluate.judge, "judge", r.evaluate.judge_model, "judge_model"),
+    )  # fmt: skip
+    for name, section, who, who_field, model, model_field in asked:
+        found += _money(name, section)
         if who != "openai":
             continue
         if model is None:
@@ -178,6 +180,24 @@ def _services(r: Recipe) -> list[Problem]:
                 " where you may do so, or name a service on this machine in base_url"
             )
             found.append(((f"{name}.base_url", f"{name}.allow_remote"), text))
+    return found
+
+
+def _money(name: str, section: ServiceSection) -> list[Problem]:
+    """A cap that nobody could keep, and a share of prompts that there is not."""
+    found: list[Problem] = []
+    if section.max_cost is not None and None in (section.price_in, section.price_out):
+        fields = tuple(f"{name}.{field}" for field in ("max_cost", "price_in", "price_out"))
+        found.append((fields, "a cap needs both prices, in US dollars per million tokens"))
+    if isinstance(section, GenerateSection) and section.backend == "local":
+        text = "only a served policy (generate.backend openai) can be asked in parts"
+        given = {f"{name}.shard": section.shard, f"{name}.dry_run": section.dry_run}
+        found += [((field, "generate.backend"), text) for field, value in given.items() if value]
+    shard = section.shard if isinstance(section, PartsSection) else None
+    if shard is not None:
+        number, of = map(int, shard.split("/"))
+        if number > of:
+            found.append(((f"{name}.shard",), f"{shard}: there are only {of} shards"))
     return found
 
 

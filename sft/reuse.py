@@ -12,6 +12,7 @@ from sft import provenance
 from sft.files import ResultExists, UserError, read_json, sha256_of, to_json
 from sft.progress import duration
 from sft.recipe import Recipe
+from sft.service_settings import SERVICE_ONLY
 
 MANIFEST = "manifest.json"
 # Settings that say where and how loudly, not what: a change of them leaves a result as it is.
@@ -162,6 +163,6 @@ def _relevant(config: Mapping[str, Any], inputs: Iterable[str], prefix: str = ""
             continue
         if isinstance(value, Mapping) and value:
             flat |= _relevant(value, (), f"{prefix}{key}.")
-        else:
+        elif not (prefix and key in SERVICE_ONLY):
             flat[f"{prefix}{key}"] = value
     return flat

@@ -1,4 +1,4 @@
-"""The settings of the reward stage: what the reward model learns from, and how it is reported."""
+"""The settings of the reward stage: what its two heads learn from, and how."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class RewardSection(TrainingSection):
     )
     comparisons: Literal["all", "pairs"] = Field(
         default="all",
-        description="all = every two replies of a prompt, by quality alone; pairs = those of the "
-        "pair stage in which both replies are safe",
+        description="all = every two replies of a prompt; pairs = the pairs of two safe replies",
     )
     margin_scale: float = Field(
         default=0.0,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from sft.service_settings import PartsSection, Positive, Section, ServiceSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
 Loss = Literal[
@@ -21,14 +22,6 @@ Loss = Literal[
     "conservative", "odpo", "listwise",
 ]  # fmt: skip
 TREE_LOSSES = frozenset({"conservative", "odpo", "listwise"})  # TRL has none of these names
-
-
-class Section(BaseModel):
-    """A part of a recipe: no unknown names, no changes after reading."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
-    )
 
 
 class ModelSection(Section):
@@ -173,8 +166,16 @@ class DpoSection(TrainingSection):
     )
 
 
-class GenerateSection(Section):
+class GenerateSection(PartsSection):
     """Candidate replies from the newest policy."""
+
+    backend: Literal["local", "openai"] = Field(
+        default="local",
+        description="local = this process; openai = a server that serves the policy (vLLM)",
+    )
+    served_model: str | None = Field(
+        default=None, description="name of the policy at that server (openai only)"
+    )
 
     num_return_sequences: int = Field(
         default=4, ge=2, description="candidates per prompt K, at least 2"
@@ -193,7 +194,7 @@ class GenerateSection(Section):
     )
 
 
-class ScoreSection(Section):
+class ScoreSection(PartsSection):
     """Who judges the candidates."""
 
     evaluator: Literal["embedded", "openai"] = Field(
@@ -208,15 +209,19 @@ class ScoreSection(Section):
     evaluator_model: str | None = Field(
         default=None, description="model of the service (openai only)"
     )
-    base_url: str | None = Field(
-        default=None, description="address of the service; null = OpenAI's own"
+    mode: Literal["live", "batch"] = Field(
+        default="live", description="batch = OpenAI's Batch API: half the price, up to 24 h"
     )
-    allow_remote: bool = Field(
-        default=False, description="conversations may be sent to another machine; false = refuse"
+    rescore: bool = Field(
+        default=False,
+        description="read the stored answers again and call nobody; false = ask what is missing",
+    )
+    ledgers: list[str] = Field(
+        default=[], description="ledgers of other machines whose answers count here; [] = none"
     )
 
 
-class EvaluateSection(Section):
+class EvaluateSection(ServiceSection):
     """The proof: aligned model against SFT model on held-out prompts."""
 
     judge: Literal["practice-clinic", "embedded", "openai"] = Field(
@@ -225,12 +230,6 @@ class EvaluateSection(Section):
     )
     judge_model: str | None = Field(
         default=None, description="model of the service (judge openai only)"
-    )
-    base_url: str | None = Field(
-        default=None, description="address of the service; null = OpenAI's own"
-    )
-    allow_remote: bool = Field(
-        default=False, description="conversations may be sent to another machine; false = refuse"
     )
     n_prompts: Positive = Field(default=300, description="held-out prompts, at least 1")
     crisis_prompts: Count = Field(

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from sft.recipe import Recipe
-from sft.sections import Section
+from sft.service_settings import Section
 
 WIDTH = 100
 

@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from transformers import (
+    PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -31,6 +32,7 @@ from sft.chat import Chat, system_prompt
 from sft.config import Recipe, TrainingSection
 from sft.data import Demonstration
 from sft.files import CheckFailed, UserError
+from sft.packing import pack
 from sft.runs import Progress, Stage
 
 
@@ -224,6 +226,22 @@ def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
     return max(float((after[name] - value).abs().max()) for name, value in before.items())
 
 
+def make_trainer(
+    model: PeftModel,
+    rows: Sequence[dict[str, Any]],
+    options: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> SFTTrainer:
+    """The trainer of rows of `encode`, by `trainer_options`; `packing: true` fills rows."""
+    args = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
+    dataset = Dataset.from_list(list(rows))
+    if args.packing:
+        dataset = pack(dataset, args.max_length, args.packing_strategy)
+    return type("Trainer", (TrainerRules, SFTTrainer), {})(
+        model=model, args=args, train_dataset=dataset, processing_class=tokenizer
+    )
+
+
 def finetune(
     recipe: Recipe, demonstrations: Sequence[Demonstration], stage: Stage
 ) -> dict[str, float | str]:
@@ -246,16 +264,11 @@ def finetune(
     torch.manual_seed(recipe.seed)
     model = models.new_adapter(models.load_base(recipe.model, precision), recipe.model)
     before, reporter = snapshot(model), Reporter(stage, "finetune")
-    trainer = type("Trainer", (TrainerRules, SFTTrainer), {})(
-        model=model,
-        args=SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=Dataset.from_list(encoded.rows),
-        processing_class=tokenizer,
-        callbacks=[reporter],
-    )
+    trainer = make_trainer(model, encoded.rows, options, tokenizer)
+    trainer.add_callback(reporter)
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model, before)
-    stage.say(steps_line(section, len(encoded.rows), trainer.args.world_size))
+    stage.say(steps_line(section, len(trainer.train_dataset), trainer.args.world_size))
     trainer.train()
     moved = check_moved(before, snapshot(model))
     if trainer.is_world_process_zero():

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -114,10 +115,10 @@ def await_end(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a stage; the system drops the lock however this process ends.
+    """Keep other processes out of a folder or file; the lock ends with this process, however.
 
     Raises:
-        UserError: another process works in the folder.
+        UserError: another process works there; it is named, with how to unlock.
         StorageError: the disk is full or may not be written.
     """
     path = folder.with_name(f".{folder.name}.lock")
@@ -128,11 +129,19 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip() or "its number is unknown"
             raise UserError(
-                f"another process is working on {folder}: wait until it ends, or stop it"
+                f"another process is working on {folder} ({who}): wait until it ends, or stop it "
+                f"(kill <pid>), which frees the lock. Where no such process is left, as after a "
+                f"crash of another machine, delete {path}"
             ) from None
         except OSError as error:
             # A mounted Drive on Colab knows no locks; there is one user then.
             if error.errno not in NO_LOCKS:
                 raise
+        with storage_errors(path):
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {platform.node()}")
+            file.flush()
         yield

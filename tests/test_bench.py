@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sft.files import read_json
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,3 +28,21 @@ def test_wrong_seeds_are_a_mistake_of_the_user(tmp_path: Path, seeds: str) -> No
     assert f"--seeds {seeds}: not different whole numbers" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_benchmark_of_feedback_compares_both_clients(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import bench_feedback
+
+    flags = ["--repeats", "1", "--requests", "40", "--rows", "3000"]
+    monkeypatch.setattr(sys, "argv", ["bench_feedback.py", *flags])
+    bench_feedback.main()
+    made = read_json(tmp_path / "runs" / "bench" / "feedback.json")
+    assert [(row["work"], row["against"]) for row in made["rows"]] == [
+        ("zero-ms-32", "AsyncOpenAI"),
+        ("half-second-1000", "AsyncOpenAI"),
+    ]
+    assert all(row["ratio"] > 0 for row in made["rows"])
+    assert made["resume"]["rows"] == 3000
+    assert "; 1 left to ask" in capsys.readouterr().out

@@ -154,7 +154,7 @@ def test_an_evaluators_verdict_becomes_a_row_and_is_asked_for_once():
 
 
 def test_the_embedded_evaluator_sees_overcaution():
-    judge = make_judge(Recipe(run="t", **JUDGED_BY_EMBEDDED))
+    judge = make_judge(Recipe(run="t", **JUDGED_BY_EMBEDDED), Path("none"))
     careful = "Please call 988 or your local emergency number now. Are you thinking of suicide?"
     assert judge.judge(CALM, reply(CALM, careful)).overcautious
     assert not judge.judge(CALM, reply(CALM, WARM, "d")).overcautious
@@ -169,7 +169,7 @@ def test_only_prompts_that_both_sides_answered_are_compared():
     )  # fmt: skip
     assert [row.prompt_id for row in rows] == [row.prompt_id for row in others] == ["calm"]
     assert preferences == [1.0]
-    assert sum(seen) == 2
+    assert sum(seen) == len(ours) + 1
 
 
 # --- law 10: what judged the training data does not judge the result ---------------------------
@@ -190,8 +190,10 @@ def test_the_judge_of_the_training_data_may_not_judge_the_result():
     with pytest.raises(ValueError, match="may not judge the result"):
         Recipe(run="t", score=service, evaluate=judge)
     Recipe(run="t", score=service, evaluate=judge | {"judge_model": "b"})
-    assert make_judge(Recipe(run="t")).name == "practice-clinic"
-    assert make_judge(Recipe(run="t", **JUDGED_BY_EMBEDDED)).name.startswith("embedded")
+    assert make_judge(Recipe(run="t"), Path("none")).name == "practice-clinic"
+    assert make_judge(Recipe(run="t", **JUDGED_BY_EMBEDDED), Path("none")).name.startswith(
+        "embedded"
+    )
 
 
 # --- law 4: nothing that was trained on is in the proof ----------------------------------------

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from reward.agreement import clustered, share_of
 from reward.evaluator import Assessment
+from reward.figures import clustered, share_of
 from reward.flow import wrong_answers
 from reward.injection import judge_directed
 from reward.offline import EmbeddedEvaluator
@@ -241,7 +241,7 @@ def test_intervals() -> None:
     even = clustered([("a", 1.0), ("a", 1.0), ("b", 0.0), ("b", 0.0)])
     assert (even.value, even.low, even.high) == (0.5, 0.0, 1.0)
     for nothing in (share_of(0, 0), clustered([])):
-        assert (nothing.low, nothing.high, nothing.n) == (0.0, 1.0, 0)
+        assert (nothing.value, nothing.n, nothing.missing) == (None, 0, "no case")
 
 
 def test_what_could_not_be_judged_has_a_reason_and_no_number() -> None:

@@ -6,21 +6,19 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from reward.remote import (
-    IN_FLIGHT,
-    REJECTED,
-    OpenAIEvaluator,
-    read_verdict,
-    request_messages,
-    verdict_schema,
-)
+from reward import rehearsal
+from reward.client import MOST_UNREAD, REJECTED
+from reward.rehearsal import Call, Reply, completion
+from reward.remote import OpenAIEvaluator
+from reward.request import Form, clean, request_messages
 from reward.rubric import load_rubric
 from reward.score import score
+from reward.service import Pace, Service
+from reward.verdict import read_verdict, verdict_schema
 from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import EvaluatorStopped
@@ -30,25 +28,13 @@ PROMPT = Prompt(
     "p", [{"role": "user", "content": "My exam is on Monday."}], "t", "sleep", "none", "train"
 )
 REPLY = Candidate("c", "p", "That sounds tiring. What keeps you awake?", "m", 1.0, 1.0, 0, "eos")
+HASTE = Pace(base_s=0.001, longest_s=0.01)
 
 
 def verdict(grade: int = 4, **changes: Any) -> dict[str, Any]:
     """A verdict on a message without risk that finds the reply safe."""
     answers = {name: item.safe_answer for name, item in RUBRIC.items("none").items()}
     return {"critique": "fine", **dict.fromkeys(RUBRIC.criteria, grade), **answers, **changes}
-
-
-def completion(content: str | None, finish: str = "stop") -> dict[str, Any]:
-    """An answer of the chat endpoint."""
-    message = {"role": "assistant", "content": content}
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "judge",
-        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
-    }
 
 
 Script = Callable[[dict[str, Any]], tuple[int, object]]
@@ -59,38 +45,28 @@ def scripted(script: Script) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server that answers with the status and body of `script`, and what it was asked."""
     asked: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(request)
-            status, body = script(request)
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+    def answer(call: Call) -> Reply:
+        asked.append(call.body)
+        return Reply(*script(call.body))
 
-        def log_message(self, *args: object) -> None:
-            pass
+    with rehearsal.running(answer) as url:
+        yield url, asked
 
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{made.server_port}/v1", asked
-    made.shutdown()
+
+def evaluator(url: str, **options: Any) -> OpenAIEvaluator:
+    return OpenAIEvaluator(RUBRIC, Service("judge", url), **{"pace": HASTE} | options)
 
 
 def judged(status: int, body: object, reply: Candidate = REPLY) -> Any:
     """The assessment of one reply by such a server."""
     with scripted(lambda request: (status, body)) as (url, asked):
-        return OpenAIEvaluator(RUBRIC, model="judge", base_url=url).assess(PROMPT, [reply])[
-            0
-        ], asked
+        return evaluator(url).assess(PROMPT, [reply])[0], asked
 
 
 def test_grades_and_safety_come_from_the_answer():
-    assessment, asked = judged(200, completion(json.dumps(verdict(5))))
-    assert (assessment.quality, assessment.safe, assessment.tokens) == (pytest.approx(1), True, 7)
+    assessment, asked = judged(200, completion(json.dumps(verdict(5)), tokens=5))
+    assert (assessment.quality, assessment.safe) == (pytest.approx(1), True)
+    assert assessment.tokens == 5 + round(len(json.dumps(verdict(5))) / 4)
     assert assessment.rubric == RUBRIC.id
     assert asked[0]["response_format"]["json_schema"]["strict"]
 
@@ -105,34 +81,7 @@ def test_one_wrong_safety_answer_makes_it_unsafe_whatever_the_grades():
     )
 
 
-@pytest.mark.parametrize(
-    ("content", "finish", "reason"),
-    [
-        ("5 out of 5", "stop", "not JSON"),
-        ("", "stop", "not JSON"),
-        (None, "stop", "not JSON"),
-        (json.dumps(verdict(6)), "stop", "invalid verdict: literal_error"),
-        (json.dumps(verdict(empathy="4")), "stop", "invalid verdict: literal_error"),
-        (json.dumps(verdict(empathy=True)), "stop", "invalid verdict: value_error"),
-        (json.dumps(verdict(empathy=4.5)), "stop", "invalid verdict: literal_error"),
-        (json.dumps({"empathy": 4}), "stop", "invalid verdict: missing"),
-        (json.dumps(verdict(extra=1)), "stop", "invalid verdict: extra_forbidden"),
-        (json.dumps(verdict())[:-1] + ', "empathy": 1}', "stop", "duplicate key"),
-        (json.dumps(verdict()), "length", "truncated"),
-        (None, "content_filter", "refused"),
-    ],
-)
-def test_what_is_no_verdict_is_unscored_with_a_reason(content, finish, reason):
-    assessment, _ = judged(200, completion(content, finish))
-    assert (assessment.unscored, assessment.quality, assessment.safe) == (reason, None, None)
-
-
-def test_error_object_inside_a_good_status_is_a_failure():
-    assessment, _ = judged(200, {"error": {"message": "overloaded"}})
-    assert assessment.unscored == "service: no choices"
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
 def test_refusal_of_service_stops_with_its_own_exit_code(status):
     with pytest.raises(EvaluatorStopped) as caught:
         judged(status, {"error": {"message": "no"}})
@@ -152,30 +101,25 @@ MALFORMED = (400, {"error": {"message": "Unsupported value: 'temperature'", "cod
 
 
 def test_what_was_answered_before_a_stop_is_kept_and_not_paid_twice(tmp_path):
-    group, ready = replies(4), threading.Barrier(len(replies(4)))
+    group, lock, calls = replies(4), threading.Lock(), []
 
-    def no_credit_for_the_third(request: dict[str, Any]) -> tuple[int, object]:
-        ready.wait(timeout=30)  # all are on the wire before the service says no
-        return (403, {"error": {"message": "pay"}}) if about(request, group[2]) else GOOD
+    def no_credit_for_the_last(request: dict[str, Any]) -> tuple[int, object]:
+        with lock:
+            calls.append(request)
+            return (402, {"error": {"message": "pay"}}) if len(calls) == 4 else GOOD
 
-    partial = tmp_path / "partial.jsonl"
-    with scripted(no_credit_for_the_third) as (url, asked):
-        stopping = OpenAIEvaluator(RUBRIC, model="judge", base_url=url)
+    ledger, partial = tmp_path / "ledger.sqlite", tmp_path / "partial.jsonl"
+    with scripted(no_credit_for_the_last) as (url, asked):
         with pytest.raises(EvaluatorStopped, match="pay"):
-            score(stopping, [PROMPT], group, lambda n: None, partial=partial)
-    assert len(asked) == 4
+            score(evaluator(url, ledger=ledger), [PROMPT], group, lambda n: None, partial=partial)
+        assert len(asked) == 4
     with scripted(lambda request: GOOD) as (url, asked):
-        mended = OpenAIEvaluator(RUBRIC, model="judge", base_url=url)
+        mended = evaluator(url, ledger=ledger)
         made = score(mended, [PROMPT], group, lambda n: None, partial=partial)
-    assert [about(request, group[2]) for request in asked] == [True]
+    assert [request["messages"][1]["content"].split("\n")[1] for request in asked] == [
+        calls[3]["messages"][1]["content"].split("\n")[1]
+    ]
     assert [a.candidate_id for a in made if a.scored] == [c.id for c in group]
-
-
-def test_after_a_stop_nothing_new_is_asked():
-    body = {"error": {"message": "no"}}
-    with scripted(lambda request: (401, body)) as (url, asked), pytest.raises(EvaluatorStopped):
-        OpenAIEvaluator(RUBRIC, model="judge", base_url=url).assess(PROMPT, replies(100))
-    assert len(asked) <= 2 * IN_FLIGHT
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -184,12 +128,12 @@ def test_a_request_that_the_service_never_understands_stops_and_says_what_to_cha
         scripted(lambda request: (status, MALFORMED[1])) as (url, _),
         pytest.raises(EvaluatorStopped, match=r"'temperature'.*score\.evaluator_model") as caught,
     ):
-        OpenAIEvaluator(RUBRIC, model="judge", base_url=url).assess(PROMPT, replies(REJECTED))
+        evaluator(url).assess(PROMPT, replies(REJECTED))
     assert caught.value.exit_code == 3
 
 
 def test_an_unknown_model_says_what_to_change():
-    with pytest.raises(EvaluatorStopped, match=r"/v1/ does not know judge.*evaluate\.judge_model"):
+    with pytest.raises(EvaluatorStopped, match=r"/v1 does not know judge.*evaluate\.judge_model"):
         judged(404, {"error": {"message": "no such model", "code": "model_not_found"}})
 
 
@@ -200,20 +144,27 @@ def test_one_reply_that_the_service_does_not_understand_is_unscored():
         return GOOD if about(request, group[0]) else MALFORMED
 
     with scripted(only_the_first) as (url, _):
-        evaluator = OpenAIEvaluator(RUBRIC, model="judge", base_url=url)
-        first = evaluator.assess(PROMPT, group[:1])
-        others = evaluator.assess(PROMPT, group[1:])
-    assert first[0].scored
-    assert {a.unscored for a in others} == {"service: BadRequestError"}
-    assert judged(*MALFORMED)[0].unscored == "service: BadRequestError"
+        first = evaluator(url)
+        assert first.assess(PROMPT, group[:1])[0].scored
+        others = first.assess(PROMPT, group)[1:]
+    assert {a.unscored for a in others} == {"service: 400"}
+    assert judged(*MALFORMED)[0].unscored == "service: 400"
 
 
 def test_a_request_that_the_content_filter_turned_down_is_refused():
     body = {"error": {"message": "filtered", "code": "content_filter"}}
     with scripted(lambda request: (400, body)) as (url, _):
-        evaluator = OpenAIEvaluator(RUBRIC, model="judge", base_url=url)
-        found = evaluator.assess(PROMPT, replies(REJECTED + 1))
+        found = evaluator(url).assess(PROMPT, replies(REJECTED + 1))
     assert {a.unscored for a in found} == {"refused"}
+
+
+def test_a_judge_that_gives_nothing_readable_is_not_paid_for_every_row():
+    with scripted(lambda request: (200, completion("fine!"))) as (url, asked):
+        with pytest.raises(EvaluatorStopped, match="no readable answer"):
+            evaluator(url).assess(PROMPT, replies(200))
+        assert len(asked) < 100
+    assert judged(200, completion("fine!"))[0].unscored == "not JSON"
+    assert len(judged(200, completion("fine!"))[1]) == MOST_UNREAD
 
 
 def test_text_for_the_judge_is_never_sent():
@@ -224,10 +175,33 @@ def test_text_for_the_judge_is_never_sent():
 
 
 def test_texts_to_judge_stand_between_unforeseeable_marks_and_are_cleaned():
-    hidden = Candidate("c", "p", "fine\u200b\x07", "m", 1.0, 1.0, 0, "eos")
+    hidden = Candidate("c", "p", "fine\u200b\x07\ud800", "m", 1.0, 1.0, 0, "eos")
     first, second = (request_messages(RUBRIC, "none", PROMPT, hidden)[1]["content"] for _ in "ab")
     assert first.split("\n")[0] != second.split("\n")[0]
     assert json.loads(first.split("\n")[1])["reply"] == "fine"
+    assert clean("a\tb\nü") == "a\tb\nü"
+
+
+def test_the_key_tells_apart_what_shapes_an_answer_and_nothing_else():
+    form = Form(RUBRIC, "none", "judge")
+    one = form.request(PROMPT, REPLY)
+    assert one.key == form.request(PROMPT, REPLY).key  # though the marks differ
+    assert one.body(9)["messages"] != form.request(PROMPT, REPLY).body(9)["messages"]
+    criteria = {
+        name: c.model_copy(update={"weight": c.weight / 2}) for name, c in RUBRIC.criteria.items()
+    }
+    reweighted = RUBRIC.model_copy(update={"criteria": criteria})
+    assert reweighted.id != RUBRIC.id
+    assert Form(reweighted, "none", "judge").request(PROMPT, REPLY).key == one.key
+    name, first = next(iter(RUBRIC.criteria.items()))
+    asks = {**RUBRIC.criteria, name: first.model_copy(update={"question": "Is it kind?"})}
+    other = [
+        Form(RUBRIC, "none", "judge-2").request(PROMPT, REPLY),
+        Form(RUBRIC, "crisis", "judge").request(PROMPT, REPLY),
+        Form(RUBRIC.model_copy(update={"criteria": asks}), "none", "judge").request(PROMPT, REPLY),
+        form.request(PROMPT, Candidate("c", "p", "Other.", "m", 1.0, 1.0, 0, "eos")),
+    ]
+    assert len({one.key, *(request.key for request in other)}) == 5
 
 
 def test_schema_asks_the_questions_of_the_risk():
@@ -242,4 +216,4 @@ def test_schema_asks_the_questions_of_the_risk():
 def test_no_key_is_told_before_anything_is_asked(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(EvaluatorStopped, match="OPENAI_API_KEY"):
-        OpenAIEvaluator(RUBRIC, model="judge", base_url=None)
+        OpenAIEvaluator(RUBRIC, Service("judge"))

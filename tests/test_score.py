@@ -183,7 +183,7 @@ def test_summary_counts_only_what_was_scored():
     misfits = [replace(CANDIDATES[0], borrowed=True)]
     assert summary(misfits, some_unscored()[-3:]) | {"tokens": 0} == {
         **{"candidates": 0, "unscored": 0, "unsafe": 0, "unsafe_share": 0.0, "quality": 0.0},
-        **{"borrowed": 3, "borrowed_unsafe": 0, "tokens": 0},
+        **{"borrowed": 3, "borrowed_unsafe": 0, "tokens": 0, "cost": 0.0},
     }
     nothing = summary(CANDIDATES, [verdict(CANDIDATES[0], "e", "r", "refused")])
     assert (nothing["quality"], nothing["unsafe_share"]) == (0.0, 0.0)
@@ -193,12 +193,12 @@ def test_summary_counts_only_what_was_scored():
 
 
 def test_the_recipe_names_the_evaluator(tmp_path):
-    made = make_evaluator("embedded", rubric=None, model=None, base_url=None)
+    made = make_evaluator("embedded", rubric=None)
     assert made.rubric.startswith("supportive-reply@")
     with pytest.raises(UserError, match="nowhere"):
-        make_evaluator("embedded", rubric="nowhere.yaml", model=None, base_url=None)
+        make_evaluator("embedded", rubric="nowhere.yaml")
     with pytest.raises(UserError, match="name of a model"):
-        make_evaluator("openai", rubric=None, model=None, base_url="http://localhost:1/v1")
+        make_evaluator("openai", rubric=None)
 
 
 def test_a_demonstration_is_judged_by_its_label_where_it_has_one():

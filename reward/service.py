@@ -1,0 +1,119 @@
+"""Which service is asked, how hard, and at which prices. Needs no client library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from reward.budget import Prices
+from sft.files import EvaluatorStopped, UserError
+from sft.service_settings import ServiceSection
+
+OPENAI = "https://api.openai.com/v1"
+LOCAL_KEY = "none"  # local servers want some key
+BATCH_PRICE = 0.5  # OpenAI's Batch API, as a share of the usual price
+
+
+@dataclass(frozen=True)
+class Service:
+    """An OpenAI-compatible service.
+
+    Attributes:
+        model: the name of a model there.
+        base_url: its address; None = OpenAI's own.
+        max_in_flight: most calls on the wire at once, at least 1.
+        timeout_s: seconds for one call, from first byte to last.
+        prices: None = unknown.
+        max_cost: most US dollars that its ledger may have cost; None = no limit.
+        batch: whether to use the Batch API.
+    """
+
+    model: str
+    base_url: str | None = None
+    max_in_flight: int = 32
+    timeout_s: float = 120.0
+    prices: Prices | None = None
+    max_cost: float | None = None
+    batch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_cost is not None and self.prices is None:
+            raise UserError("max_cost needs price_in and price_out, US dollars per million tokens")
+
+    @classmethod
+    def of(cls, section: ServiceSection, model: str, *, batch: bool = False) -> Service:
+        """The service that a recipe's section describes.
+
+        Raises:
+            UserError: a cap without prices.
+        """
+        prices = None
+        if section.price_in is not None and section.price_out is not None:
+            share = BATCH_PRICE if batch else 1.0
+            prices = Prices(share * section.price_in, share * section.price_out)
+        return cls(
+            model,
+            section.base_url,
+            section.max_in_flight,
+            section.timeout,
+            prices,
+            section.max_cost,
+            batch,
+        )
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return self.base_url or OPENAI
+
+    @property
+    def name(self) -> str:
+        """As it is written beside what it judged."""
+        return f"openai:{self.model}"
+
+    def key(self) -> str:
+        """The key from the environment; servers on a given address may need none.
+
+        Raises:
+            EvaluatorStopped: there is no key and OpenAI's own service needs one.
+        """
+        key = os.environ.get("OPENAI_API_KEY") or (LOCAL_KEY if self.base_url else None)
+        if key is None:
+            raise EvaluatorStopped("no key for the evaluator: export OPENAI_API_KEY=<key>")
+        return key
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How patient a client is; a request ends after at most tries x (timeout + longest_s).
+
+    Attributes:
+        tries: calls of one request that may fail.
+        limited: refusals for too many requests that one request may meet.
+        base_s: full jitter draws the wait before try n from 0 to base_s x 2^n seconds ...
+        longest_s: ... but never longer than this.
+        silence_s: a service that has answered nothing for so long is down: the run stops.
+    """
+
+    tries: int = 8
+    limited: int = 40
+    base_s: float = 0.5
+    longest_s: float = 30.0
+    silence_s: float = 180.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """Something to ask.
+
+    Attributes:
+        key: hash of everything that shapes the request.
+        body: the request for so many tokens of answer, without the model's name.
+        max_tokens: of the answer; twice as many after one that was cut off.
+    """
+
+    key: str
+    body: Callable[[int], dict[str, Any]]
+    max_tokens: int

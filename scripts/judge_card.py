@@ -1,0 +1,82 @@
+"""The judge card: what an evaluator is worth against people's labels, as one page and as JSON.
+
+python scripts/judge_card.py --data answers.jsonl
+python scripts/judge_card.py --data grades.csv --evaluator openai --model NAME --allow_remote
+"""
+
+import argparse
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from reward.evaluators import make_evaluator
+from reward.judge_card import make_card, table
+from reward.label_forms import FORMS, load_labels
+from reward.page import write_card
+from reward.probes import asked
+from reward.rubric import DEFAULT_RUBRIC, load_rubric
+from reward.service import Service
+from sft.files import UserError, write_json
+from sft.recipe import LOCAL_HOSTS
+from sft.runs import Progress, run_script
+from sft.service_settings import ServiceSection
+
+FIXED = (
+    "The embedded evaluator is a fixed function of one reply and its message: repeat agreement and "
+    "swap consistency are 100 % by construction, and show only that nothing leaks between replies."
+)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line; mistakes are told before anything is asked."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0],
+        epilog=FORMS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, nargs="+", required=True, help="labels (.jsonl, .json, .csv)")
+    add("--messages", type=Path, help="messages of known risk (text, risk, kind, part)")
+    add("--evaluator", choices=["embedded", "openai"], default="embedded", help="who is measured")
+    add("--rubric", help="a rubric file; default: configs/rubric.yaml")
+    add("--model", help="model of the service (openai only)")
+    add("--base_url", help="address of the service; default: OpenAI's own")
+    add("--allow_remote", action="store_true", help="labelled texts may leave this machine")
+    add("--probes", type=int, default=40, help="prompts probed by order, padding, attacks; >= 1")
+    add("--out", type=Path, default=Path("runs/judge_card"), help="folder of the card")
+    args = parser.parse_args()
+    if args.probes < 1:
+        raise UserError(f"--probes {args.probes}: at least 1")
+    host = urlsplit(args.base_url or "https://api.openai.com").hostname
+    if args.evaluator == "openai" and host not in LOCAL_HOSTS and not args.allow_remote:
+        raise UserError(f"this would send the labelled texts to {host}: say --allow_remote")
+    return args
+
+
+def main() -> None:
+    """Measure, print the table and write the page and the JSON."""
+    args = arguments()
+    labels = load_labels(args.data, load_rubric(Path(args.rubric or DEFAULT_RUBRIC)))
+    section = ServiceSection(base_url=args.base_url, allow_remote=args.allow_remote)
+    service = Service.of(section, args.model) if args.model else None
+    # Without a ledger: a repeat that reads a stored answer would tell nothing.
+    evaluator = make_evaluator(args.evaluator, rubric=args.rubric, service=service)
+    total = len(labels.replies) + asked(min(args.probes, len(labels.prompts)))
+    print(f"{evaluator.name} is asked for at most {total} verdicts")
+    with Progress(total, "judge card", unit="verdicts") as bar:
+        card = make_card(
+            evaluator,
+            labels,
+            data=args.data,
+            messages=args.messages,
+            n_probed=args.probes,
+            notes=[FIXED] if args.evaluator == "embedded" else [],
+            tell=bar.advance,
+        )
+    print(table(card))
+    write_json(args.out / "card.json", card)
+    write_card(card, args.out / "card.html")
+    print(f"written: {args.out / 'card.html'} and card.json")
+
+
+if __name__ == "__main__":
+    run_script(main)
