@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from reward.confidence import DUST, RepeatNoise, tie_band, trust
+from reward.confidence import DUST, RepeatNoise, quality_confidence, tie_band
 from reward.evaluator import Assessment
 from reward.pairing import WITHOUT_REPEATS, Judged, Pair
 from sft.candidates import Candidate
@@ -117,8 +117,8 @@ def every_two(
 
     Args:
         question: a prompt and its replies.
-        margin: as `pair.margin`; a smaller difference of quality is a tie, and no comparison.
-        noise: of the evaluator, for "auto".
+        margin: a smaller difference of quality is a tie, and no comparison; 0..1, or "auto".
+        noise: of the evaluator's repeats, for "auto" and for the confidence.
 
     Raises:
         UserError: the margin is "auto" and the noise is not known.
@@ -129,10 +129,13 @@ def every_two(
         one, other = question.replies[i], question.replies[j]
         same = one.candidate.text.strip() == other.candidate.text.strip()
         gap = quality_of(one) - quality_of(other)
-        band = tie_band(one.assessment, other.assessment, margin, noise)
-        if not same and abs(gap) >= max(DUST, band):
+        band = max(DUST, tie_band(one.assessment, other.assessment, margin, noise))
+        if not same and abs(gap) >= band:
             better, worse = (i, j) if gap > 0 else (j, i)
-            found.append(Comparison(better, worse, abs(gap), trust(gap)))
+            sure = quality_confidence(
+                question.replies[better].assessment, question.replies[worse].assessment, noise
+            )
+            found.append(Comparison(better, worse, abs(gap), sure))
     return found
 
 

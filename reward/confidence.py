@@ -138,12 +138,22 @@ def confidence(chosen: Assessment, rejected: Assessment, noise: RepeatNoise) -> 
     agreement = verdict_share(chosen)
     if not rejected.safe:
         return 0.5 + 0.5 * agreement * verdict_share(rejected)
-    difference = chosen.quality - rejected.quality
+    return 0.5 + (quality_confidence(chosen, rejected, noise) - 0.5) * agreement
+
+
+def quality_confidence(better: Assessment, worse: Assessment, noise: RepeatNoise) -> float:
+    """How likely one reply is of higher quality than another, in (0.5, 1], safety apart.
+
+    `confidence` has the formula; the panel's vote counts, its safety verdicts do not.
+    """
+    if better.quality is None or worse.quality is None:
+        raise ValueError("a comparison has two scored replies")
+    difference = better.quality - worse.quality
     if noise.known:
-        likely = NormalDist().cdf(difference / noise.standard_error(chosen, rejected))
+        likely = NormalDist().cdf(difference / noise.standard_error(better, worse))
     else:
         likely = trust(difference)
-    return 0.5 + (likely - 0.5) * agreement * vote_share(chosen, rejected)
+    return 0.5 + (likely - 0.5) * vote_share(better, worse)
 
 
 def verdict_share(assessment: Assessment) -> float:

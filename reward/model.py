@@ -11,6 +11,7 @@ Not here: losses and training (`reward.train`), what it is worth (`reward.held_o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from trl.trainer.utils import disable_dropout_in_model
 
 from reward.lessons import encode
 from reward.tree import add_tree_forward, build_tree, collate_ends, reason_against
@@ -92,13 +94,14 @@ class RewardModel(torch.nn.Module):
         super().__init__()
         base = language.get_base_model()
         add_tree_forward(base)
-        # A reply's score may not depend on chance, nor on which replies stand beside it.
-        for module in language.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        # A reply's score may not depend on chance.
+        disable_dropout_in_model(language)
         self.language = language
         self.heads = Heads(base.config.hidden_size).to(base.device)
         self.chat, self.precision, self.tree = chat, precision, tree
+        # In eval mode, which is no other without dropout, bitsandbytes packs 4-bit weights anew on
+        # a CPU, for good, and for a kernel that rounds otherwise.
+        self.train()
 
     def forward(
         self,
@@ -130,7 +133,8 @@ class RewardModel(torch.nn.Module):
         pad_id = self.chat.tokenizer.pad_token_id
         longest = max(len(ids) for group in groups for ids in group)
         if self.why_rows(longest) is None:
-            made = collate_ends([build_tree(group) for group in groups], pad_id, WIDTH)
+            # One tree: prompts share their system prompt, and no row waits for a longer one.
+            made = collate_ends([build_tree([*chain(*groups)])], pad_id, WIDTH)
             names = ("input_ids", "where", "position_ids", "ends")
             return {name: value for name, value in made._asdict().items() if name in names}
         width = longest + -longest % WIDTH
@@ -147,8 +151,6 @@ class RewardModel(torch.nn.Module):
         sizes = [sum(map(len, group)) for group in groups]
         order = sorted(range(len(groups)), key=lambda i: -sizes[i])
         found: dict[int, list[Score]] = {}
-        was_training = self.training
-        self.eval()
         device = self.language.get_base_model().device
         # Longest first: the batch that may not fit in memory fails at once, not at the end.
         for first in range(0, len(order), at_once):
@@ -159,7 +161,6 @@ class RewardModel(torch.nn.Module):
             values = zip(scores.reward.tolist(), scores.safety.sigmoid().tolist(), strict=True)
             for i in numbers:
                 found[i] = [Score(*next(values)) for _ in groups[i]]
-        self.train(was_training)
         return [found[i] for i in range(len(groups))]
 
     def score(
@@ -210,7 +211,7 @@ class RewardModel(torch.nn.Module):
         base = models.load_base(section, precision)
         made = cls(models.load_adapter(base, folder, trainable=False), chat, precision)
         made.read_heads(folder)
-        return made.eval()
+        return made
 
     def read_heads(self, folder: Path) -> None:
         """Take over the heads in a folder, beside whose adapter they were saved.

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from reward.comparisons import Question, Side
 from reward.lessons import Row, prepare
 from reward.model import RewardModel, Score
-from reward.pairs import Pair
+from reward.pairing import Pair
 from sft import model as models
 from sft.chat import Chat, system_prompt
 from sft.config import Recipe, RewardSection

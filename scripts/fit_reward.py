@@ -11,7 +11,7 @@ import sys
 
 from reward.comparisons import gather
 from reward.evaluator import Assessment
-from reward.pairs import Pair
+from reward.pairing import Pair
 from sft import config, ground_truth, lineage, material, runs
 from sft.candidates import Candidate
 from sft.data import Prompt

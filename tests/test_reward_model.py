@@ -356,6 +356,7 @@ def test_a_saved_model_reloads_to_the_same_scores(
     model.save(tmp_path / "adapter", "a-base")
     made = section(model_folders[family], load_in_4bit=load_in_4bit)
     again = RewardModel.load(tmp_path / "adapter", made, PRECISION)
+    assert all(module.training for module in again.modules())  # see `RewardModel`: 4 bits on a CPU
     assert again.score(asked) == before
     assert not any(w.requires_grad for w in again.language.parameters())
     names = {path.name for path in (tmp_path / "adapter").iterdir()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given, settings
@@ -22,9 +23,10 @@ from reward.comparisons import (
     paired,
     without_leaks,
 )
+from reward.confidence import RepeatNoise
 from reward.evaluator import Assessment
 from reward.model import Score
-from reward.pairs import Judged, Pair
+from reward.pairing import Judged, Pair
 from sft.candidates import Candidate
 from sft.data import Prompt, set_apart
 from sft.files import UserError
@@ -95,6 +97,20 @@ def test_a_safe_reply_of_lower_quality_is_the_worse_one():
     (found,) = every_two(question, 0.05)
     assert (found.better, found.worse) == (1, 0)
     assert kind_of(question, found) == "one safe"
+
+
+def test_repeats_say_what_is_a_tie_and_how_sure_the_rest_is():
+    """With known noise a comparison is as sure as the normal distribution says."""
+    noise = RepeatNoise(sd=0.1, degrees=40, repeated=40)
+    group = [reply("a", 0.5), reply("b", 0.6, False), reply("c", 0.9)]
+    found = every_two(Question(prompt_of(), group), "auto", noise)
+    # 1.96 * 0.1 * sqrt(2) = 0.277: a and b are a tie.
+    assert [(each.better, each.worse) for each in found] == [(2, 0), (2, 1)]
+    for each in found:
+        expected = NormalDist().cdf(each.margin / (0.1 * math.sqrt(2)))
+        assert each.confidence == pytest.approx(expected)
+    with pytest.raises(UserError, match=r"pair\.margin auto needs the evaluator's repeats"):
+        every_two(Question(prompt_of(), group), "auto")
 
 
 def test_pairs_keep_their_own_margin_and_confidence():
