@@ -161,10 +161,9 @@ def attend_sdpa(
         return sdpa_attention_forward(module, *states, mask, **kwargs)[0]
 
     states = (query, key, value)
-    whole = tree_pieces is None
-    return kernel(states, attention_mask) if whole else _in_pieces(
-        kernel, states, tree_pieces
-    ), None
+    if tree_pieces is None:
+        return kernel(states, attention_mask), None
+    return _in_pieces(kernel, states, tree_pieces), None
 
 
 def attend_eager(
@@ -199,10 +198,9 @@ def attend_eager(
         return (weights @ repeat_kv(v, shared)).transpose(1, 2)
 
     states = (query, key, value)
-    whole = tree_pieces is None
-    return kernel(states, attention_mask) if whole else _in_pieces(
-        kernel, states, tree_pieces
-    ), None
+    if tree_pieces is None:
+        return kernel(states, attention_mask), None
+    return _in_pieces(kernel, states, tree_pieces), None
 
 
 def _in_pieces(
