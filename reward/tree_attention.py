@@ -23,10 +23,14 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 # Attention by pieces, by its name among transformers' own, for the kernel that a piece is given to.
 BY_PIECES = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
 KERNELS = (*BY_PIECES, *BY_PIECES.values(), "flex_attention")
-# What a call of the kernel with its gradient is worth, in (query, key) pairs. Of 2^12, 2^14, 2^16
-# and one call for all, 2^16 was fastest for four prompts of 420 tokens with four replies of 120
-# (six layers of 256 on a CPU core, bf16): 1.23 s, against 2.60 s with one call.
-CALL = 2**16
+# What a call of the kernel with its gradient is worth, in (query, key) pairs. On a CPU core (bf16,
+# eight of the quickstart's prompts, four layers of 256) matrix products took 0.65 s with 2^13 and
+# 0.79 s with 2^16, SDPA 0.83 and 0.81 s. On a
+# GPU, where it was not measured, a call costs more and a pair less.
+CALL = {"cpu": 2**13, "cuda": 2**17}
+# Pieces up to this size are given to matrix products on a CPU, where SDPA's backward is slow;
+# larger ones to SDPA, which keeps no weights.
+SMALL = 2**20
 
 Span = tuple[int, int]
 
@@ -47,7 +51,7 @@ class Piece(NamedTuple):
     straight: bool
 
 
-def cut(ends: Sequence[int], call: int = CALL) -> list[Piece]:
+def cut(ends: Sequence[int], call: int) -> list[Piece]:
     """Cut a tree into pieces, in order and without gaps.
 
     A path's branches become pieces of their own where that saves more (query, key) pairs than the
@@ -122,8 +126,9 @@ def masks_for(model: PreTrainedModel, ends: torch.Tensor) -> dict[str, Any]:
 
         size = ends.shape[1]
         return {"attention_mask": create_block_mask(sees, len(ends), None, size, size, ends.device)}
+    call = CALL[ends.device.type]
     pieces = [
-        [(piece, _mask_of(piece, ends[row : row + 1])) for piece in cut(row_ends, CALL)]
+        [(piece, _mask_of(piece, ends[row : row + 1])) for piece in cut(row_ends, call)]
         for row, row_ends in enumerate(ends.tolist())
     ]
     # A mask of four dimensions is left alone by the models, and nobody reads this one.
@@ -156,14 +161,16 @@ def attend_sdpa(
 
     Shapes: query (B, heads, T, D), key and value (B, key heads, T, D) -> (B, T, heads, D).
     """
+    if tree_pieces is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
     def kernel(states: Tensors, mask: torch.Tensor | None) -> torch.Tensor:
+        small = states[0].shape[2] * states[1].shape[2] <= SMALL
+        if small and query.device.type == "cpu":
+            return _by_products(module, states, mask, **kwargs)
         return sdpa_attention_forward(module, *states, mask, **kwargs)[0]
 
-    states = (query, key, value)
-    if tree_pieces is None:
-        return kernel(states, attention_mask), None
-    return _in_pieces(kernel, states, tree_pieces), None
+    return _in_pieces(kernel, (query, key, value), tree_pieces), None
 
 
 def attend_eager(
@@ -173,34 +180,44 @@ def attend_eager(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     tree_pieces: Pieces | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention by matrix products with a softmax in float32, as models' own eager attention.
-
-    Shapes as in `attend_sdpa`. On CPUs with bf16 units its backward is faster than SDPA's.
-    """
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-
-    def kernel(states: Tensors, mask: torch.Tensor | None) -> torch.Tensor:
-        q, k, v = states
-        shared = q.shape[1] // k.shape[1]
-        scores = q @ repeat_kv(k, shared).transpose(2, 3) * scale
-        if mask is None:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + mask
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
-        weights = torch.nn.functional.dropout(weights, dropout, module.training)
-        return (weights @ repeat_kv(v, shared)).transpose(1, 2)
-
+    """Attention by matrix products, as models' own eager attention; shapes as in `attend_sdpa`."""
     states = (query, key, value)
+
+    def kernel(some: Tensors, mask: torch.Tensor | None) -> torch.Tensor:
+        return _by_products(module, some, mask, **kwargs)
+
     if tree_pieces is None:
         return kernel(states, attention_mask), None
     return _in_pieces(kernel, states, tree_pieces), None
+
+
+def _by_products(
+    module: torch.nn.Module,
+    states: Tensors,
+    mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Softmax in float32 of query x key, times value; a mask is bool, or added; None = causal.
+
+    `kwargs` are for other kernels.
+    """
+    q, k, v = states
+    shared = q.shape[1] // k.shape[1]
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = q @ repeat_kv(k, shared).transpose(2, 3) * scale
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    weights = torch.nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ repeat_kv(v, shared)).transpose(1, 2)
 
 
 def _in_pieces(

@@ -55,8 +55,9 @@ def test_small_neighbours_share_a_call():
 @pytest.mark.parametrize("family", [*FAMILIES, "qwen3", "gemma"])
 def test_pieces_give_what_one_mask_gives(family, kernel, monkeypatch):
     found = []
-    for call in (1, 10**9):
-        monkeypatch.setattr(tree_attention, "CALL", call)
+    for call, small in ((1, 0), (1, 10**9), (10**9, 10**9)):
+        monkeypatch.setattr(tree_attention, "SMALL", small)
+        monkeypatch.setitem(tree_attention.CALL, "cpu", call)
         model = tiny(family, 100).eval()
         model.set_attn_implementation(kernel)
         tree.add_tree_forward(model)
@@ -64,9 +65,10 @@ def test_pieces_give_what_one_mask_gives(family, kernel, monkeypatch):
         scored.log_probs.square().sum().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((scored.log_probs, gradient))
-    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
-    difference = (found[0][1] - found[1][1]).norm()
-    assert difference <= 1e-4 * found[1][1].norm()
+    *others, (expected, gradient) = found
+    for said, other in others:
+        torch.testing.assert_close(said, expected, atol=1e-5, rtol=0)
+        assert (other - gradient).norm() <= 1e-4 * gradient.norm()
 
 
 COMPILED = pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention is compiled")
