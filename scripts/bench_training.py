@@ -6,7 +6,7 @@ nobody be timed whose loss or gradient differs. Random weights: this measures ti
 quality. Writes `runs/bench/training.json`, with a table (`.md`) and a plot (`.svg`) beside it.
 
     python scripts/bench_training.py
-    python scripts/bench_training.py --data answers.jsonl --works dpo-k4-all
+    python scripts/bench_training.py --works dpo-k4-all --data answers.jsonl
     python scripts/bench_training.py --device cuda --shape llama3-8b --load_in_4bit
 """
 
@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="updates that count, at least 1")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/training.json"))
     args = parser.parse_args()
+    for flag, given, least in (("warmups", args.warmups, 0), ("repeats", args.repeats, 1)):
+        if given < least:
+            raise UserError(f"--{flag} {given}: give at least {least}")
     against = args.against or ("B0,B1,B2" if args.device == "cpu" else "B1")
     options = Options(
         size=SIZES[chosen("--size", args.size, list(SIZES))[0]],
@@ -59,11 +62,7 @@ def main() -> None:
     )
     figures = run(options, lambda line: print(line, flush=True))
     tables = f"{report.table(figures, args.device)}\n\n{report.rates(figures)}\n"
-    about = {
-        "size": args.size,
-        "load_in_4bit": args.load_in_4bit,
-        "command": provenance.command(),
-        "commit": provenance.git_commit(),
+    about = {"command": provenance.command(), "commit": provenance.git_commit()} | {
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
     }

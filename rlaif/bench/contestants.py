@@ -177,6 +177,7 @@ def _by_recipe(job: Job) -> tuple[Recipe, project_models.Precision, Chat]:
     on_cpu = job.device == "cpu"
     prompts = len({pair.prompt_id for pair in job.material.pairs})
     demonstrations = len(job.material.demonstrations)
+    prompts_at_once = prompts if job.whole else job.micro_prompts
     recipe = Recipe(
         run="bench",
         use_cpu=on_cpu,
@@ -185,7 +186,7 @@ def _by_recipe(job: Job) -> tuple[Recipe, project_models.Precision, Chat]:
                 "name_or_path": str(job.folder),
                 "dtype": job.dtype,
                 "load_in_4bit": job.load_in_4bit,
-                "attn_implementation": job.attention,
+                "attn_implementation": job.attention if job.work.stage == "sft" else "sdpa",
                 "system_prompt": str(system) if job.material.system else "none",
                 "max_length": POSITIONS,
                 "lora_r": RANK,
@@ -193,16 +194,17 @@ def _by_recipe(job: Job) -> tuple[Recipe, project_models.Precision, Chat]:
             }
         ),
         dpo=DpoSection(
-            **_training(job, prompts, job.micro_prompts),
+            **_training(job, prompts, 1 if job.tree_tokens else prompts_at_once),
+            tree_tokens=job.tree_tokens,
             trainer={"train_sampling_strategy": "group_by_length"},
         ),
         reward=RewardSection(
-            **_training(job, prompts, job.micro_prompts),
+            **_training(job, prompts, prompts_at_once),
             safety_weight=NOTHING,
             trainer={"train_sampling_strategy": "group_by_length"},
         ),
         finetune=FinetuneSection(
-            **_training(job, demonstrations, 1),
+            **_training(job, demonstrations, demonstrations if job.whole else 1),
             trainer={"packing": True, "max_length": PACK},
         ),
     )
@@ -214,11 +216,11 @@ def _by_recipe(job: Job) -> tuple[Recipe, project_models.Precision, Chat]:
 
 def _training(job: Job, rows: int, micro: int) -> dict[str, Any]:
     """Settings that the stages share; an epoch of so many rows is one update."""
-    micro = rows if job.whole else min(micro, rows)
+    micro = max(1, min(micro, rows))
     return {
-        "per_device_train_batch_size": max(1, micro),
+        "per_device_train_batch_size": micro,
         # With fewer micro-batches than that (packing), an epoch and its update end early.
-        "gradient_accumulation_steps": max(1, -(-rows // max(1, micro))),
+        "gradient_accumulation_steps": max(1, -(-rows // micro)),
         "max_steps": job.steps,
         "gradient_checkpointing": job.gradient_checkpointing,
     }

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlaif.bench.figures import Figures, Row
-from rlaif.bench.work import OURS, WORKS, Work
+from rlaif.bench.work import OTHER_LENGTHS, OURS, WORKS, Work
 
 OPPONENTS = {
     "B0": "TRL as it comes (B0)",
@@ -79,7 +79,7 @@ def table(figures: Figures, device: str) -> str:
         f"| | {' | '.join(OPPONENTS.values())} | target | |",
         f"|---|{'---|' * len(OPPONENTS)}---|---|",
     ]
-    for work in (*WORKS, *(w for w in by_work if w not in WORKS)):
+    for work in (*WORKS, *OTHER_LENGTHS):
         target = TARGETS[device].get(work.name) if work in WORKS else None
         found = by_work.get(work, {})
         cells = [_cell(found.get(name)) for name in OPPONENTS]

@@ -21,11 +21,13 @@ from rlaif.bench.rules import Equality, check_equal, longest_fitting, turns
 from rlaif.bench.work import OTHER_LENGTHS, OURS, WORKS, Job, Material, Ready, Size, Work
 from rlaif.bench.work import opponents as opponents_of
 
+SEED = 0  # of lengths and words
 FINER = 1.06  # from one length that is tried for the longest prompt to the next
 SHORTEST, LONGEST = 0.75, 3.0  # of them, times the length that the opponents have
 # Of the lengths of replies, and of the longest prompt, that the gate has. A loss depends on sums of
 # a reply's log-probabilities, and those of long ones round beyond the gate's tolerance in float32.
 GATE_SHARE = 0.25
+PEAKS = Path("/proc/self/clear_refs")  # by which the peak memory of a process is measured
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class Options:
         data: file with the lengths of counsel-chat; None = that row is not measured.
         warmups: updates before those that count.
         repeats: updates that count.
-        seed: of lengths and words.
     """
 
     size: Size
@@ -54,7 +55,6 @@ class Options:
     data: Path | None
     warmups: int
     repeats: int
-    seed: int = 0
 
 
 def run(options: Options, say: Callable[[str], None]) -> Figures:
@@ -77,6 +77,9 @@ class _Run:
 
     def __init__(self, options: Options, say: Callable[[str], None], folder: Path) -> None:
         self.options, self.say, self.folder = options, say, folder
+        self.missing: list[Missing] = []
+        # Before anything starts: data that cannot be used are told at once.
+        self.materials = {work: self._material(work) for work in self._works()}
         self.context = context_for(options.device)
         self.timed, self.gate = folder / "timed", folder / "gate"
         self.ready: Ready = self._ask(
@@ -84,27 +87,40 @@ class _Run:
         )
         say(f"{self.ready.device}, {self.ready.threads} threads, {self.ready.dtype}")
 
-    def figures(self) -> Figures:
-        """All that can be measured, and why the rest cannot."""
-        missing: list[Missing] = []
-        works: list[Work] = []
+    def _works(self) -> list[Work]:
+        """What can be measured; what cannot is noted with its reason."""
+        options, works = self.options, []
         for work in (*WORKS, *OTHER_LENGTHS):
-            if work.name not in self.options.works:
-                missing.append(Missing(work, "not asked for"))
+            reason = None
+            if work.name not in options.works:
+                reason = "not asked for"
             elif not self._against(work):
-                missing.append(Missing(work, "its opponent was not asked for"))
-            elif work.ratio is None and self.options.data is None:
-                missing.append(Missing(work, "needs --data, a file of answers with votes"))
-            else:
+                reason = "its opponent was not asked for"
+            elif work.probe and options.device == "cpu" and not PEAKS.exists():
+                reason = f"this system has no {PEAKS}"
+            elif work.ratio is None and options.data is None:
+                reason = "needs --data, a file of answers with votes"
+            if reason is None:
                 works.append(work)
-        gates = {work: self._compare(work) for work in works}
+            else:
+                self.missing.append(Missing(work, reason))
+        return works
+
+    def _material(self, work: Work) -> Material:
+        if work.probe:
+            return long_material(work, self.options.size, self.options.size.long_prompt, SEED)
+        return make_material(work, self.options.size, SEED, self.options.data)
+
+    def figures(self) -> Figures:
+        """Compare all, then measure all."""
+        gates = {work: self._compare(work) for work in self.materials}
         timings, longest = [], []
-        for work in works:
+        for work in self.materials:
             if work.probe:
                 longest += self._longest(work)
             else:
                 timings += self._time(work)
-        return Figures(self.ready, gates, timings, longest, missing)
+        return Figures(self.ready, gates, timings, longest, self.missing)
 
     def _ask(self, task: str, *args: object) -> Any:
         with Process(self.context, task, *args) as process:
@@ -127,12 +143,12 @@ class _Run:
 
         (TRL rounds adapters of a quantised base to bfloat16.)
         """
-        size, seed = replace(self.options.size, prompts=1), self.options.seed
+        size = replace(self.options.size, prompts=1)
         if work.probe:
-            material = long_material(work, size, round(GATE_SHARE * size.long_prompt), seed)
+            material = long_material(work, size, round(GATE_SHARE * size.long_prompt), SEED)
         else:
-            material = make_material(work, size, seed, self.options.data)
-            material = shortened(material, GATE_SHARE)
+            whole = make_material(work, size, SEED, self.options.data)
+            material = shortened(whole, GATE_SHARE)
         job = replace(
             self._job(work, material, 1),
             folder=self.gate, dtype="float32", load_in_4bit=False, whole=True,
@@ -147,7 +163,7 @@ class _Run:
     def _time(self, work: Work) -> list[Timing]:
         """Rounds of one update each, in turn, in processes that are loaded before the first."""
         options, names = self.options, [OURS, *self._against(work)]
-        material = make_material(work, options.size, options.seed, options.data)
+        material = self.materials[work]
         rounds = options.warmups + options.repeats
         seconds: dict[str, list[float]] = {name: [] for name in names}
         with ExitStack() as stack:
@@ -163,6 +179,8 @@ class _Run:
                 for name in order:
                     processes[name].say(GO)
                     seconds[name].append(processes[name].hear())
+            for process in processes.values():
+                process.say(GO)
             peaks = {name: process.hear() for name, process in processes.items()}
         found = [
             Timing(work, name, material.amount, seconds[name][options.warmups :], peaks[name])
@@ -178,7 +196,7 @@ class _Run:
 
         def peak(who: str, words: int) -> int:
             if (who, words) not in known:
-                material = long_material(work, size, words, self.options.seed)
+                material = long_material(work, size, words, SEED)
                 job = self._job(work, material, 1)
                 known[who, words] = self._ask("measure peak", job, who)
                 self.say(f"{work.key}: {who}, {words} words, {known[who, words] / 2**20:.0f} MiB")

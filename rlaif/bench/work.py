@@ -15,6 +15,7 @@ from sft.data import Demonstration
 
 RANK = 16  # of the adapters
 PACK = 512  # tokens of a packed row
+EVERYTHING = 2**20  # tokens that no update has
 Opponent = Literal["B0", "B1", "B2"]
 Name = Literal["ours", "B0", "B1", "B2"]
 OURS: Literal["ours"] = "ours"
@@ -27,7 +28,8 @@ class Size:
     Attributes:
         layers, hidden, heads, kv_heads, intermediate, vocabulary: as in `LlamaConfig`.
         prompts: of one update, times what the work says.
-        micro_prompts: prompts that our trainer takes at once.
+        micro_prompts: prompts that our reward trainer takes at once.
+        tree_tokens: tokens that our DPO takes at once.
         micro_rows: rows that tuned TRL takes at once, a pair is two; 0 = as the work says.
         gradient_checkpointing: of the tuned trainers and ours.
         gate_layers: layers of the model on which the equality gate runs, in float32.
@@ -42,6 +44,7 @@ class Size:
     vocabulary: int
     prompts: int
     micro_prompts: int
+    tree_tokens: int
     micro_rows: int
     gradient_checkpointing: bool
     gate_layers: int
@@ -49,10 +52,10 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(2, 64, 4, 2, 128, 512, 2, 2, 0, False, 2, 256),
-    "small": Size(6, 256, 8, 4, 704, 8192, 2, 2, 0, False, 6, 1024),
-    "medium": Size(12, 512, 8, 4, 1408, 8192, 2, 2, 0, False, 6, 1024),
-    "llama3-8b": Size(32, 4096, 32, 8, 14336, 128256, 4, 4, 12, True, 2, 2048),
+    "tiny": Size(2, 64, 4, 2, 128, 512, 2, 2, 1024, 0, False, 2, 256),
+    "small": Size(6, 256, 8, 4, 704, 8192, 2, 2, 1024, 0, False, 6, 1024),
+    "medium": Size(12, 512, 8, 4, 1408, 8192, 2, 2, 1024, 0, False, 6, 1024),
+    "llama3-8b": Size(32, 4096, 32, 8, 14336, 128256, 4, 4, 3072, 12, True, 2, 2048),
 }
 
 
@@ -166,7 +169,7 @@ class Job:
 
     @property
     def micro_prompts(self) -> int:
-        """Prompts that our trainer takes at once."""
+        """Prompts that our reward trainer takes at once, and our DPO where memory is measured."""
         return 1 if self.work.probe else self.size.micro_prompts
 
     @property
@@ -180,8 +183,18 @@ class Job:
         return self.work.probe or self.size.gradient_checkpointing
 
     @property
+    def tree_tokens(self) -> int:
+        """Tokens that our DPO takes at once; 0 = a prompt."""
+        if self.work.probe:
+            return 0
+        return EVERYTHING if self.whole else self.size.tree_tokens
+
+    @property
     def attention(self) -> str:
-        """Kernel of the tuned trainers and ours: SDPA's backward is the slower one on a CPU."""
+        """Kernel of tuned TRL and our SFT: on a CPU plain products, as SDPA's backward is slower.
+
+        Where memory is measured everybody has SDPA, which needs less; our trees always have.
+        """
         return "eager" if self.device == "cpu" and not self.work.probe else "sdpa"
 
 

@@ -126,19 +126,17 @@ class _Turns(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End a turn, and wait for the next."""
+        """End a turn, and wait: for the next, or until everybody is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         tell(self.connection, time.perf_counter() - self.started)
-        if state.global_step < state.max_steps:
-            self._wait()
+        self._wait()
 
 
 def measure_peak(connection: Connection, job: Job, who: Name) -> int:
     """Bytes that training needs beyond what is resident when it begins: peak less start.
 
-    Raises:
-        UserError: the system does not tell the peak of a process.
+    On a CPU it is read from /proc, which Linux has (man 5 proc: clear_refs, status).
     """
     trainer = make_trainer(job, who)
     same_start(trainer.model)
@@ -150,26 +148,17 @@ def measure_peak(connection: Connection, job: Job, who: Name) -> int:
         return int(torch.cuda.max_memory_allocated()) - int(start)
     # glibc keeps small blocks that were freed; those from 64 KiB on are given back at once.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
-    start = _forget_peak()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    start = _status("VmRSS")
     trainer.train()
     return _status("VmHWM") - start
 
 
-def _forget_peak() -> int:
-    """Start the process's peak anew (man 5 proc: clear_refs); return what is resident now."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError as error:
-        raise UserError(f"the peak of a process cannot be measured here ({error})") from error
-    return _status("VmRSS")
-
-
 def _status(name: str) -> int:
     """A figure of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise UserError(f"/proc/self/status has no {name}")
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return int(kib) * 1024
 
 
 TASKS: Mapping[str, Callable[..., Any]] = {
