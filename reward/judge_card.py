@@ -46,6 +46,11 @@ RULE = (
     "pairs are judged by rank correlation in the same way."
 )
 
+FIXED = (
+    "The embedded evaluator is a fixed function of one reply and its message: repeat agreement and "
+    "swap consistency are 100 % by construction, and show only that nothing leaks between replies."
+)
+
 
 @dataclass(frozen=True)
 class Validation:

@@ -51,7 +51,7 @@ def pack(sizes: Sequence[int], room: int, seed: int = 0) -> list[list[int]]:
 
 def split_pairs(
     sequences: Sequence[Sequence[int]], pairs: Sequence[tuple[int, int]], room: int
-) -> list[list[tuple[int, int]]]:
+) -> list[list[int]]:
     """Split a prompt's pairs into parts whose candidates fit as one tree.
 
     A part takes each further pair that still fits, in order, so that candidates that meet often
@@ -63,20 +63,20 @@ def split_pairs(
         room: nodes of a tree.
 
     Returns:
-        The pairs of each part; each pair is in one.
+        Of each part the places in `pairs`; each pair is in one.
     """
-    parts: list[list[tuple[int, int]]] = []
-    rest = list(pairs)
+    parts: list[list[int]] = []
+    rest = list(range(len(pairs)))
     while rest:
         first, *others = rest
-        part, within, rest = [first], {*first}, []
-        for pair in others:
-            more = within | {*pair}
+        part, within, rest = [first], {*pairs[first]}, []
+        for number in others:
+            more = within | {*pairs[number]}
             if more == within or _nodes([sequences[place] for place in sorted(more)]) <= room:
-                part.append(pair)
+                part.append(number)
                 within = more
             else:
-                rest.append(pair)
+                rest.append(number)
         parts.append(part)
     return parts
 

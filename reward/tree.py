@@ -6,8 +6,7 @@ with positions that restart at each fork. Log-probabilities and gradients are th
 rows (dropout must be off). Longest common *token* prefixes are found, not assumed: a shared system
 prompt, turns that fork late and replies that begin alike are all shared.
 
-One tree is what a caller builds one of: `rlaif.tree_dpo` makes a tree per prompt, so that a system
-prompt is shared by a prompt's candidates and not yet by the prompts of a batch.
+A micro-batch is one tree, so that a system prompt is computed once for all its prompts.
 
 Pure functions over token ids, and `add_tree_forward`, which lets a causal language model read such
 a batch. Not here: losses (`rlaif.preference`), training (`rlaif.tree_dpo`).
@@ -28,7 +27,7 @@ from reward.tree_attention import BY_PIECES, KERNELS, masks_for
 
 # Families for which the tests hold the tree against plain rows.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2")
-LOGITS_AT_ONCE = 2**25  # numbers of one tile of the head: 128 MiB in float32, some four times
+LOGITS_AT_ONCE = 2**25  # numbers of a tile of the head, 128 MiB; the loss holds some four such
 
 
 @dataclass(frozen=True)
@@ -188,6 +187,9 @@ def reason_against(config: PretrainedConfig, longest: int) -> str | None:
         return f"no test holds the tree of {config.model_type} models against plain rows"
     if config._attn_implementation not in KERNELS:
         return f"attention kernel {config._attn_implementation} takes no mask of our own"
+    # Other dropout is in modules, which are switched off; this one is a number that layers read.
+    if dropped := getattr(config, "attention_dropout", 0.0):
+        return f"attention dropout ({dropped}) draws anew wherever a token is computed"
     window = getattr(config, "sliding_window", None) if _slides(config) else None
     if window is not None and window < longest:
         return f"attention looks back {window} tokens only, and a row has {longest}"

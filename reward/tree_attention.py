@@ -25,9 +25,9 @@ BY_PIECES = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
 KERNELS = (*BY_PIECES, *BY_PIECES.values(), "flex_attention")
 # What a call of the kernel with its gradient is worth, in (query, key) pairs. On a CPU core (bf16,
 # eight of the quickstart's prompts, four layers of 256) matrix products took 0.65 s with 2^13 and
-# 0.79 s with 2^16, SDPA 0.83 and 0.81 s. On a
-# GPU, where it was not measured, a call costs more and a pair less.
-CALL = {"cpu": 2**13, "cuda": 2**17}
+# 0.79 s with 2^16, SDPA 0.83 and 0.81 s. On other devices, where it was not measured, a call costs
+# more and a pair less.
+CALL = {"cpu": 2**13, "other": 2**17}
 # Pieces up to this size are given to matrix products on a CPU, where SDPA's backward is slow;
 # larger ones to SDPA, which keeps no weights.
 SMALL = 2**20
@@ -126,7 +126,7 @@ def masks_for(model: PreTrainedModel, ends: torch.Tensor) -> dict[str, Any]:
 
         size = ends.shape[1]
         return {"attention_mask": create_block_mask(sees, len(ends), None, size, size, ends.device)}
-    call = CALL[ends.device.type]
+    call = CALL["cpu" if ends.device.type == "cpu" else "other"]
     pieces = [
         [(piece, _mask_of(piece, ends[row : row + 1])) for piece in cut(row_ends, call)]
         for row, row_ends in enumerate(ends.tolist())

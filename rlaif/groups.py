@@ -68,13 +68,12 @@ def split(group: Group, room: int) -> list[Group]:
         return [group]
     order = [(chosen, rejected) for chosen, rejected in group["pairs"]]
     parts = []
-    for pairs in split_pairs(group["sequences"], order, room):
-        within = sorted({place for pair in pairs for place in pair})
+    for at in split_pairs(group["sequences"], order, room):
+        within = sorted({place for i in at for place in order[i]})
         new = {old: place for place, old in enumerate(within)}
         part = {key: [group[key][old] for old in within] for key in _OF_CANDIDATES}
-        at = [order.index(pair) for pair in pairs]
         part |= {key: [group[key][i] for i in at] for key in ("margins", "confidences")}
-        part["pairs"] = [[new[chosen], new[rejected]] for chosen, rejected in pairs]
+        part["pairs"] = [[new[place] for place in order[i]] for i in at]
         parts.append(_measured(part))
     return parts
 
@@ -89,7 +88,7 @@ class Packs:
     Attributes:
         rows: of each pack its `groups` and `length` (nodes, at most).
         split: prompts whose candidates did not fit one micro-step.
-        over: packs above the budget, because one pair is.
+        over: packs above the budget, because one pair is, or a prompt that is kept whole.
     """
 
     rows: list[dict[str, Any]]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -136,10 +136,14 @@ def reference_of(
             group["numbers"], group["sequences"], group["starts"], strict=True
         )
     }
-    stored = load(path, key)
+    found = [load(path, key)]
+    if PartialState().num_processes > 1:  # on other machines the file may not be
+        broadcast_object_list(found)
+    stored = found[0]
     new = [g for g in groups if any(names[number] not in stored.known for number in g["numbers"])]
     scored = score_candidates(how, new)
     known = {names[number]: values for number, values in scored.items()} | stored.known
+    known = {name: known[name] for name in names.values()}  # others are of earlier candidates
     if new and PartialState().is_main_process:
         save(path, key, known)
     read = sum(name in stored.known for name in names.values())

@@ -2,10 +2,10 @@
 
 A row is a pack of prompts with all candidates that stand in a pair, not a pair. Pairs weigh the
 same whatever micro-step they fall in: sums are divided by what a micro-step of its size holds on
-average, so 1 x 8, 8 x 1 and two processes give the same update. (Only the last micro-batch of an
-epoch, where it is a short one, counts as a whole one: Trainer averages over micro-batches.) Not
-here: the tree (`reward.tree`), the rows (`rlaif.groups`), the losses (`rlaif.preference`), the
-stage (`rlaif.dpo`).
+average, so 1 x 8, 8 x 1 and two processes give the same update. (The end of an epoch may differ: a
+short last micro-batch counts as a whole one, and rows that do not divide among processes are filled
+up with the first ones again.) Not here: the tree (`reward.tree`), the rows (`rlaif.groups`), the
+losses (`rlaif.preference`), the stage (`rlaif.dpo`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def reason_for_pairs(
         return f"loss {', '.join(others)} is TRL's own"
     unread = {"use_weighting", "f_divergence_type", "sync_ref_model", "disable_dropout"}
     unread |= {"max_length", "truncation_mode", "pad_token", "precompute_ref_batch_size"}
+    unread |= {"use_liger_kernel"}
     if others := sorted(unread & set(section.trainer)):
         return f"dpo.trainer sets {', '.join(others)}"
     return reason_against(model.config, max(row["length"] for row in rows))

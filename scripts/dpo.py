@@ -1,7 +1,7 @@
 """Policy stage: DPO on preference pairs, from a copy of the newest adapter, which is the reference.
 
     accelerate launch scripts/dpo.py --config configs/llama3-8b-t4.yaml --beta 0.2
-    torchrun --nproc_per_node 2 scripts/dpo.py --config configs/quickstart.yaml --use_cpu
+    torchrun --nproc_per_node 2 -- scripts/dpo.py --config configs/quickstart.yaml --use_cpu true
 
 Not here: making pairs (`pair.py`), judging the result (`evaluate_policy.py`).
 """

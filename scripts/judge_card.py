@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from reward.evaluators import make_evaluator
-from reward.judge_card import make_card, table
+from reward.judge_card import FIXED, make_card, table
 from reward.label_forms import FORMS, load_labels
 from reward.page import write_card
 from reward.probes import asked
@@ -19,11 +19,6 @@ from sft.files import UserError, write_json
 from sft.recipe import LOCAL_HOSTS
 from sft.runs import Progress, run_script
 from sft.service_settings import ServiceSection
-
-FIXED = (
-    "The embedded evaluator is a fixed function of one reply and its message: repeat agreement and "
-    "swap consistency are 100 % by construction, and show only that nothing leaks between replies."
-)
 
 
 def arguments() -> argparse.Namespace:

@@ -7,6 +7,7 @@ the policy of round n - 1.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from sft.config import Recipe
@@ -76,6 +77,24 @@ def _there(adapter: Path, script: str) -> Path:
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(f"no adapter in {adapter}. Run first: python scripts/{script}")
     return adapter
+
+
+def base_marks(recipe: Recipe) -> dict[str, str]:
+    """A mark of each file of the base, where that is a folder, that changes when the file does.
+
+    Of weights the size and a hash of the first and the last MiB: reading an 8B model whole would
+    take longer than some stages.
+    """
+    folder = Path(model_source(recipe.model.name_or_path))
+    marks = {}
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest = hashlib.sha256(file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+        marks[path.name] = f"{size} {digest.hexdigest()}"
+    return marks
 
 
 def base_input(recipe: Recipe) -> dict[str, Path]:

@@ -297,9 +297,5 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     model.peft_config["default"].base_model_name_or_path = base_name
-    model.save_pretrained(
-        str(folder),
-        selected_adapters=["default"],
-        safe_serialization=True,
-        save_embedding_layers=False,
-    )
+    options = {"safe_serialization": True, "save_embedding_layers": False}
+    model.save_pretrained(str(folder), selected_adapters=["default"], **options)

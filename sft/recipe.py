@@ -219,6 +219,10 @@ def _numbers(r: Recipe) -> list[Problem]:
         found.append((("dpo.loss_weights", "dpo.loss_type"), text))
     only = sorted(TREE_LOSSES & set(r.dpo.loss_type))
     only += ["pair_confidence"] if r.dpo.pair_confidence else []
+    if "robust" in r.dpo.loss_type and r.dpo.pair_confidence:
+        # Its gradient grows with 1 / (2 confidence - 1): the least certain pairs would rule.
+        text = "robust weighs doubtful pairs most: set conservative, or dpo.label_smoothing for all"
+        found.append((("dpo.loss_type", "dpo.pair_confidence"), text))
     if only and not r.dpo.tree:
         text = f"{', '.join(only)}: only on trees; leave dpo.tree on, or choose a loss of TRL's"
         found.append((("dpo.tree", "dpo.loss_type"), text))

@@ -108,12 +108,6 @@ class DpoSection(TrainingSection):
     """Preference learning from pairs, against the frozen SFT adapter."""
 
     learning_rate: float = Field(default=5e-6, gt=0, le=1, description="peak rate, above 0")
-    rate_decay: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="round n learns at learning_rate times this to the power n - 1; 1 = off",
-    )
     warmup_steps: float = Field(
         default=0.1, ge=0, description="steps; below 1 a share of all; 0 = off"
     )
@@ -140,7 +134,7 @@ class DpoSection(TrainingSection):
     )
     pair_confidence: bool = Field(
         default=False,
-        description="smoothing is 1 - the pair's own confidence (robust, conservative; trees "
+        description="smoothing is 1 - the pair's own confidence (conservative; trees "
         "only); false = label_smoothing for all",
     )
     offset: float = Field(

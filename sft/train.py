@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
@@ -78,7 +79,16 @@ def trainer_options(
     precision: models.Precision,
     folder: Path,
 ) -> dict[str, Any]:
-    """Arguments that TRL's configurations share, with the recipe's `trainer:` fields on top."""
+    """Arguments that TRL's configurations share, with the recipe's `trainer:` fields on top.
+
+    Raises:
+        UserError: several GPUs for one process, among which Trainer would split each batch.
+    """
+    cards = torch.cuda.device_count() if precision.device == "cuda" else 0
+    if cards > 1 and PartialState().num_processes == 1:
+        raise UserError(
+            f"{cards} GPUs and one process: use accelerate launch, or set CUDA_VISIBLE_DEVICES=0"
+        )
     return {
         "output_dir": str(folder / "trainer"),
         "learning_rate": section.learning_rate,

@@ -174,6 +174,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"dpo": {"loss_weights": [1.0, 2.0]}}, "2 weights for 1 losses"),
     ({"dpo": {"loss_type": ["odpo"], "tree": False}}, "odpo: only on trees"),
     ({"dpo": {"pair_confidence": True, "tree": False}}, "pair_confidence: only on trees"),
+    ({"dpo": {"loss_type": ["robust"], "pair_confidence": True}}, "weighs doubtful pairs most"),
     ({"dpo": {"tree_tokens": 2048, "tree": False}}, "a token budget packs trees"),
     ({"dpo": {"tree_tokens": 2048}}, "set dpo.per_device_train_batch_size 1"),
     ({"pair": {"max_length_ratio": 0.5}}, "never below 1"),

@@ -62,6 +62,13 @@ def test_a_split_keeps_each_pair_with_its_margin_and_confidence():
     assert {number for part in parts for number in part["numbers"]} == {0, 1, 2}
 
 
+def test_a_pair_that_stands_twice_keeps_both_margins():
+    """Two rejected candidates may say the same."""
+    rows = [row([1, 2], [3, 3], [4, 4], margin=margin) for margin in (0.1, 0.4)]
+    (group,) = to_groups([*rows, row([1, 2], [3, 3], [5, 5, 5], margin=0.3)])
+    assert pairs_of(split(group, 7)) == pairs_of([group])
+
+
 def test_a_pair_that_fits_nowhere_is_kept_and_counted():
     packs = to_packs(to_groups([row([1, 2], [3] * 9, [4] * 9)]), 12, 0, whole=False)
     assert len(packs.rows) == 1

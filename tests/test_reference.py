@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from test_tree_dpo import pair_rows, policy
 
 from reward.tree import add_tree_forward
 from rlaif import reference
+from rlaif.dpo import reference_key
 from rlaif.groups import to_groups
 from rlaif.reference import Scoring, reference_of
+from sft import model as models
+from sft.config import Recipe
+
+SHORT = {"generate": {"max_new_tokens": 16}, "evaluate": {"max_new_tokens": 16}}
 
 
 @pytest.fixture
@@ -61,3 +68,33 @@ def test_scores_of_another_model_or_a_broken_file_are_told_and_made_anew(how, tm
     assert "8 candidates = 0 read + 8 scored; scores in r.safetensors were not used" in line
     assert all(torch.equal(found[number], right[number]) for number in right)
     assert reference_of(how, groups, path, key)[1].endswith("8 read + 0 scored")
+
+
+def test_the_key_is_another_one_for_another_base_adapter_or_precision(model_folders, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(model_folders["llama"], base)
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"one")
+    recipe = Recipe(run="x", model={"name_or_path": str(base), "max_length": 256}, **SHORT)
+    in_4bit = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"load_in_4bit": True})}
+    )
+    float32, bfloat16 = (
+        models.choose_precision(name, use_cpu=True) for name in ("float32", "bfloat16")
+    )
+    keys = [
+        reference_key(recipe, adapter, float32),
+        reference_key(recipe, adapter, bfloat16),
+        reference_key(in_4bit, adapter, float32),
+        reference_key(recipe, None, float32),
+        reference_key(recipe, adapter, float32, "a commit of the Hub"),
+    ]
+    (adapter / "adapter_model.safetensors").write_bytes(b"two")
+    keys.append(reference_key(recipe, adapter, float32))
+    weights = base / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(bytes(changed))
+    keys.append(reference_key(recipe, adapter, float32))
+    assert len(set(keys)) == len(keys)
+    assert reference_key(recipe, adapter, float32) == keys[-1]

@@ -16,8 +16,15 @@ from sft import model as models
 from sft import runs
 from sft.chat import Chat
 from sft.config import Recipe
-from sft.files import CheckFailed
-from sft.train import TrainerRules, check_moved, encode, finetune, steps_line
+from sft.files import CheckFailed, UserError
+from sft.train import (
+    TrainerRules,
+    check_moved,
+    encode,
+    finetune,
+    steps_line,
+    trainer_options,
+)
 
 
 def recipe_for(folder, tmp_path, **sections) -> Recipe:
@@ -263,14 +270,9 @@ def test_batch_arithmetic_is_printed():
     )
 
 
-def test_the_rate_decays_from_round_to_round(tmp_path):
-    section = {"learning_rate": 1e-3, "rate_decay": 0.5}
-    rates = [
-        dpo.dpo_options(
-            Recipe(run="x", rounds=3, round=n, dpo=section),
-            models.choose_precision("float32", use_cpu=True),
-            tmp_path,
-        )["learning_rate"]
-        for n in (1, 2, 3)
-    ]
-    assert rates == [1e-3, 5e-4, 2.5e-4]
+def test_one_process_with_several_gpus_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    on_gpu = models.Precision(torch.float16, False, True, "cuda", "asked for")
+    recipe = Recipe(run="x")
+    with pytest.raises(UserError, match="2 GPUs and one process: use accelerate launch"):
+        trainer_options(recipe.dpo, recipe, on_gpu, tmp_path)

@@ -161,6 +161,7 @@ def test_another_candidate_changes_nobody_elses_log_probabilities(more):
         (MistralConfig(sliding_window=64), 64, None),
         (MistralConfig(sliding_window=None), 500, None),
         (Qwen2Config(use_sliding_window=False), 90_000, None),
+        (Qwen2Config(attention_dropout=0.1), 10, "attention dropout (0.1) draws anew"),
         (Gemma2Config(), 10, "no test holds the tree of gemma2"),
     ],
 )

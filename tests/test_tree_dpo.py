@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
+from conftest import FAMILIES, tiny
 from datasets import Dataset
 from trl import DPOConfig
 
@@ -145,6 +148,69 @@ def test_loss_gradient_and_metrics_are_those_of_trl(model_folders, tmp_path, cas
     assert len(over_pairs) >= 4
     for name in over_pairs:
         assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3", "gemma"])
+def test_every_family_trains_as_trl_trains_it(family_folder, tmp_path, family, k):
+    """All pairs of k replies to two prompts; with four, layers are computed again in backward."""
+    rows, folder = all_pairs(k), family_folder(family)
+    more = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    model, tokenizer = policy(folder)
+    plain = dpo.PairTrainer(
+        model=model,
+        args=DPOConfig(**options(tmp_path, **more)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    move(model)
+    trees = on_trees(folder, tmp_path, rows, **more)
+    if k == 4:
+        for trainer in (plain, trees):
+            trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    expected, gradient = loss_and_gradient(plain, rows)
+    found, mine = loss_and_gradient(trees, list(trees.train_dataset))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert torch.nn.functional.cosine_similarity(mine, gradient, dim=0) >= 0.99999
+
+
+@pytest.fixture
+def family_folder(model_folders, tmp_path):
+    """The folder of a family; those that no other test reads are made here."""
+
+    def folder(family):
+        if family in model_folders:
+            return model_folders[family]
+        tokenizer = models.load_tokenizer(ModelSection(name_or_path=str(model_folders["llama"])))
+        tiny(family, len(tokenizer)).save_pretrained(tmp_path / family)
+        tokenizer.save_pretrained(tmp_path / family)
+        return tmp_path / family
+
+    return folder
+
+
+def all_pairs(k):
+    """All pairs of k ragged replies to two prompts of different length."""
+    draw = torch.Generator().manual_seed(1)
+    rows = []
+    for name, length in (("p0", 7), ("p1", 12)):
+        prompt, *replies = (
+            torch.randint(6, 300, (n,), generator=draw).tolist()
+            for n in (length, *(3 + 2 * place for place in range(k)))
+        )
+        for a, b in combinations(range(k), 2):
+            rows.append(
+                {
+                    "prompt_id": name,
+                    "prompt_ids": prompt,
+                    "chosen_ids": replies[a],
+                    "rejected_ids": replies[b],
+                    "length": length + 3 + 2 * b,
+                    "margin": 0.2,
+                    "confidence": 0.6,
+                }
+            )
+    return rows
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1], [2, 1]])
