@@ -28,13 +28,12 @@ from reward.pairs import Pair
 from reward.tree import add_tree_forward
 from rlaif.groups import Collator, Packs, to_groups, to_packs
 from rlaif.pair_rows import encode_pairs
-from rlaif.reference import FILE, Scoring, reference_of
+from rlaif.reference import FILE, Scoring, reference_key, reference_of
 from rlaif.tree_dpo import TreeTrainer, reason_for_pairs
 from sft import model as models
 from sft.chat import Chat, system_prompt
 from sft.config import Recipe
-from sft.files import CheckFailed, UserError, sha256_of, short_hash
-from sft.lineage import base_marks
+from sft.files import CheckFailed, UserError
 from sft.runs import Stage
 from sft.sections import TREE_LOSSES
 from sft.train import (
@@ -228,25 +227,6 @@ def _tree_line(
     if packs.over:
         line += f"; {packs.over} packs are longer, because a pair or a prompt kept whole is"
     return line
-
-
-def reference_key(
-    recipe: Recipe, start: Path | None, precision: models.Precision, commit: str | None = None
-) -> str:
-    """What the reference's scores depend on beside the tokens: model, adapter and precision.
-
-    `commit` is that of a model of the Hub.
-    """
-    return short_hash(
-        {
-            "model": recipe.model.name_or_path,
-            "revision": commit or recipe.model.revision,
-            "base": base_marks(recipe),
-            "load_in_4bit": recipe.model.load_in_4bit,
-            "adapter": sha256_of(start) if start else None,
-            "dtype": str(precision.dtype),
-        }
-    )
 
 
 def train_dpo(

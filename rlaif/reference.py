@@ -22,7 +22,10 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from reward.tree import TreeBatch, score_tree
 from rlaif.groups import Group, trees_of
-from sft.files import storage_errors
+from sft import model as models
+from sft.config import Recipe
+from sft.files import sha256_of, short_hash, storage_errors
+from sft.lineage import base_marks
 
 FILE = "reference.safetensors"
 Known = dict[bytes, torch.Tensor]  # log-probabilities of a candidate's tokens by `digest`
@@ -31,6 +34,25 @@ Known = dict[bytes, torch.Tensor]  # log-probabilities of a candidate's tokens b
 def digest(ids: Sequence[int], start: int) -> bytes:
     """A candidate's name: 16 bytes of SHA-256 of its tokens and of where its reply starts."""
     return hashlib.sha256(f"{start}:{' '.join(map(str, ids))}".encode()).digest()[:16]
+
+
+def reference_key(
+    recipe: Recipe, start: Path | None, precision: models.Precision, commit: str | None = None
+) -> str:
+    """What the reference's scores depend on beside the tokens: model, adapter and precision.
+
+    `commit` is that of a model of the Hub.
+    """
+    return short_hash(
+        {
+            "model": recipe.model.name_or_path,
+            "revision": commit or recipe.model.revision,
+            "base": base_marks(recipe),
+            "load_in_4bit": recipe.model.load_in_4bit,
+            "adapter": sha256_of(start) if start else None,
+            "dtype": str(precision.dtype),
+        }
+    )
 
 
 @dataclass(frozen=True)

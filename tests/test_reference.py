@@ -10,9 +10,8 @@ from test_tree_dpo import pair_rows, policy
 
 from reward.tree import add_tree_forward
 from rlaif import reference
-from rlaif.dpo import reference_key
 from rlaif.groups import to_groups
-from rlaif.reference import Scoring, reference_of
+from rlaif.reference import Scoring, reference_key, reference_of
 from sft import model as models
 from sft.config import Recipe
 
