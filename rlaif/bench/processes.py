@@ -27,7 +27,7 @@ def context_for(device: str) -> BaseContext:
     """How processes start where the work is on "cpu" or "cuda"."""
     if device != "cpu":
         return multiprocessing.get_context("spawn")
-    # OpenMP's threads otherwise wait by spinning, so that who waits for a turn slows whose turn it is
+    # OpenMP's threads otherwise wait by spinning: who waits for a turn slows whose turn it is
     # tenfold. Children read it when they load torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     context = multiprocessing.get_context("forkserver")
