@@ -142,7 +142,7 @@ def test_pairs_are_those_of_the_work(name: str, pairs_of_a_prompt: int) -> None:
     by_prompt = itertools.groupby(material.pairs, key=lambda pair: pair.prompt_id)
     counts = [len(list(pairs)) for _, pairs in by_prompt]
     assert counts == [pairs_of_a_prompt] * TINY.prompts * work.prompts
-    assert material.amount == sum(counts)
+    assert (material.amount, material.prompts) == (sum(counts), len(counts))
     assert len(material.system.split()) == 200
     for pair in material.pairs:
         assert pair.chosen_id < pair.rejected_id  # replies come in order of quality
@@ -198,13 +198,13 @@ def test_lengths_of_answers_are_read_from_a_file(tmp_path: Path) -> None:
 def figures() -> Figures:
     pair, best, longest = (BY_NAME[n] for n in ("dpo-pair", "dpo-k4-best", "max-prompt"))
     timings = [
-        Timing(pair, "ours", 4, [1.0, 1.0, 2.0], 5 * 2**20),
-        Timing(pair, "B0", 4, [4.0, 4.0, 4.0], 9 * 2**20),
-        Timing(pair, "B2", 4, [1.6, 1.5, 3.4], 7 * 2**20),
-        Timing(best, "ours", 6, [1.0], 2**20),
-        Timing(best, "B2", 6, [2.9], 2**20),
-        Timing(OTHER_LENGTHS[0], "ours", 4, [1.0], 2**20),
-        Timing(OTHER_LENGTHS[0], "B2", 4, [1.25], 2**20),
+        Timing(pair, "ours", 4, 4, [1.0, 1.0, 2.0], 5 * 2**20),
+        Timing(pair, "B0", 4, 4, [4.0, 4.0, 4.0], 9 * 2**20),
+        Timing(pair, "B2", 4, 4, [1.6, 1.5, 3.4], 7 * 2**20),
+        Timing(best, "ours", 6, 2, [1.0], 2**20),
+        Timing(best, "B2", 6, 2, [2.9], 2**20),
+        Timing(OTHER_LENGTHS[0], "ours", 4, 4, [1.0], 2**20),
+        Timing(OTHER_LENGTHS[0], "B2", 4, 4, [1.25], 2**20),
     ]
     found = [Longest(longest, "B2", 2**20, 1000, 1800, 1900)]
     gates = {pair: [Equality("B2", 1e-7, 1.0, 1e-7)]}
@@ -252,8 +252,9 @@ def test_the_table_tells_met_from_missed_and_what_was_not_measured() -> None:
     columns = {line.count("|") for line in lines.values()}
     assert columns == {7}
     rates = report.rates(figures())
-    assert "| ours | 4.00 pairs | 2.00 to 4.00 | 5 |" in rates
-    assert "| ours | 1800 words | next tried 1900 | as B2 with 1000: 1 |" in rates
+    assert "| ours | 4.00 pairs | 2.00 to 4.00 | 4.00 | 5 |" in rates
+    assert "| ours | 6.00 pairs | 6.00 to 6.00 | 2.00 | 1 |" in rates
+    assert "| ours | 1800 words | next tried 1900 | | as B2 with 1000: 1 |" in rates
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -320,15 +321,16 @@ def test_a_tiny_run_measures_everything(tmp_path: Path) -> None:
 
 
 def recorded() -> dict[tuple[str, str], float]:
-    """Ratios of the read-me's table, which `report.table` made."""
+    """Ratios of the read-me's table, whose lines begin as those of `report.table`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = {}
     for work in WORKS:
-        line = re.search(rf"^\| {re.escape(report.title(work))} \|(.*)\|$", text, re.MULTILINE)
+        name = re.escape(report.TITLES[work.name])
+        line = re.search(rf"^\| {name}\b[^|]*\|(.*)\|$", text, re.MULTILINE)
         cells = line.group(1).split("|") if line else []
-        for name, cell in zip(report.OPPONENTS, cells, strict=False):
+        for who, cell in zip(report.OPPONENTS, cells, strict=False):
             if ratio := re.match(r"\s*(\d+\.\d+) \(", cell):
-                found[work.name, name] = float(ratio.group(1))
+                found[work.name, who] = float(ratio.group(1))
     return found
 
 

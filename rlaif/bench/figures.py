@@ -16,6 +16,7 @@ class Timing:
 
     Attributes:
         amount: useful work of an update, in the work's unit.
+        prompts: of an update.
         seconds: of each measured round.
         peak: bytes of its process, or of the GPU, at their most.
     """
@@ -23,6 +24,7 @@ class Timing:
     work: Work
     who: str
     amount: int
+    prompts: int
     seconds: Sequence[float]
     peak: int
 
@@ -31,6 +33,11 @@ class Timing:
         """Useful work per second: median, least and greatest."""
         rates = [self.amount / each for each in self.seconds]
         return Ratio(median(rates), min(rates), max(rates))
+
+    @property
+    def prompts_per_second(self) -> float:
+        """The same work in prompts: median."""
+        return self.per_second.value * self.prompts / self.amount
 
     def line(self) -> str:
         """The figures in one line."""

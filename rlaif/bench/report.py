@@ -101,17 +101,21 @@ def _cell(row: Row | None) -> str:
 
 def rates(figures: Figures) -> str:
     """Useful work per second and peak memory of each contestant, in Markdown."""
-    lines = ["| work | who | per second | spread | peak MiB |", "|---|---|---|---|---|"]
+    lines = [
+        "| work | who | per second | spread | prompts per second | peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
     for each in figures.timings:
         rate = each.per_second
         lines.append(
             f"| {title(each.work)} | {each.who} | {rate.value:.2f} {each.work.unit} "
-            f"| {rate.low:.2f} to {rate.high:.2f} | {each.peak / 2**20:.0f} |"
+            f"| {rate.low:.2f} to {rate.high:.2f} | {each.prompts_per_second:.2f} "
+            f"| {each.peak / 2**20:.0f} |"
         )
     for longest in figures.longest:
         lines.append(
             f"| {title(longest.work)} | {OURS} | {longest.fits} words | next tried "
-            f"{longest.beyond} | as {longest.against} with {longest.base}: "
+            f"{longest.beyond} | | as {longest.against} with {longest.base}: "
             f"{longest.cap / 2**20:.0f} |"
         )
     return "\n".join(lines)
@@ -141,6 +145,7 @@ def to_json(figures: Figures) -> dict[str, Any]:
                 "who": each.who,
                 "unit": each.work.unit,
                 "per_second": each.per_second.value,
+                "prompts_per_second": each.prompts_per_second,
                 "seconds": list(each.seconds),
                 "amount": each.amount,
                 "peak_bytes": each.peak,

@@ -182,8 +182,9 @@ class _Run:
             for process in processes.values():
                 process.say(GO)
             peaks = {name: process.hear() for name, process in processes.items()}
+        amount, prompts, first = material.amount, material.prompts, options.warmups
         found = [
-            Timing(work, name, material.amount, seconds[name][options.warmups :], peaks[name])
+            Timing(work, name, amount, prompts, seconds[name][first:], peaks[name])
             for name in names
         ]
         for each in found:

@@ -141,6 +141,12 @@ class Material:
         """Useful work of one update, in the work's unit."""
         return len(self.pairs) or len(self.demonstrations)
 
+    @property
+    def prompts(self) -> int:
+        """Prompts of one update."""
+        asked = [each.prompt_id for each in self.pairs]
+        return len({*asked, *(each.prompt_id for each in self.demonstrations)})
+
 
 @dataclass(frozen=True)
 class Job:
