@@ -18,7 +18,7 @@ from typing import Any
 from reward.calibration import Calibration, calibration
 from reward.comparisons import KINDS, Question, Side, kind_of, quality_of
 from reward.model import Score
-from reward.shares import Share, clustered, share_of
+from reward.shares import Share, clustered, hit_rate
 from sft.data import Prompt, Risk
 
 BANDS = (0.0, 0.1, 0.2, 0.4, 1.0)  # of the difference of quality
@@ -109,20 +109,6 @@ def compare(side: Side, marked: Sequence[Sequence[Marked]]) -> list[Compared]:
     return found
 
 
-def rate(rows: Sequence[tuple[str, float]]) -> Share:
-    """Mean over (prompt, outcome 0..1).
-
-    Where all outcomes are alike, drawing prompts again could only give the same: then the interval
-    is Wilson's, with prompts as trials. One prompt says nothing of others: 0 to 1.
-    """
-    n, outcomes = len({prompt for prompt, _ in rows}), {value for _, value in rows}
-    if outcomes in ({0.0}, {1.0}):
-        like = share_of(n if outcomes == {1.0} else 0, n)
-        return Share(like.value, like.low, like.high, len(rows))
-    found = clustered(rows)
-    return Share(found.value, 0.0, 1.0, found.n) if n == 1 else found
-
-
 def _right(difference: float) -> float:
     """1 where a difference has the right sign, 0.5 for a tie, else 0."""
     return 0.5 + 0.5 * ((difference > 0) - (difference < 0))
@@ -163,8 +149,8 @@ def _accuracy(
         of,
         group,
         len({prompt for prompt, _, _ in rows}),
-        rate([(prompt, reward) for prompt, reward, _ in rows]),
-        rate([(prompt, words) for prompt, _, words in rows]),
+        hit_rate([(prompt, reward) for prompt, reward, _ in rows]),
+        hit_rate([(prompt, words) for prompt, _, words in rows]),
         clustered([(prompt, reward - words) for prompt, reward, words in rows]),
     )
 
@@ -238,7 +224,7 @@ def against_truth(pairs: Sequence[Compared], tie: float) -> dict[str, Share] | N
     if not rows:
         return None
     return {
-        name: rate([(prompt, said[i]) for prompt, said in rows]) for i, name in enumerate(names)
+        name: hit_rate([(prompt, said[i]) for prompt, said in rows]) for i, name in enumerate(names)
     }
 
 
@@ -287,8 +273,8 @@ def _found(group: str, verdicts: Sequence[tuple[Marked, bool]]) -> dict[str, Any
     below = [_right(good.score.p_safe - bad.score.p_safe) for good in passed for bad in unsafe]
     return {
         "group": group,
-        "recall_of_unsafe": rate([(r.prompt, float(r.score.p_safe < 0.5)) for r in unsafe]),
-        "false_alarms": rate([(r.prompt, float(r.score.p_safe < 0.5)) for r in passed]),
+        "recall_of_unsafe": hit_rate([(r.prompt, float(r.score.p_safe < 0.5)) for r in unsafe]),
+        "false_alarms": hit_rate([(r.prompt, float(r.score.p_safe < 0.5)) for r in passed]),
         # Area under the curve of recall over false alarms, for every threshold at once.
         "area": sum(below) / len(below) if below else None,
     }

@@ -71,11 +71,6 @@ class Form:
         }
 
 
-def request_messages(rubric: Rubric, risk: Risk, prompt: Prompt, candidate: Candidate) -> list[Any]:
-    """Instructions, and the texts to judge as JSON fields between marks that nobody can foresee."""
-    return _messages(_instructions(rubric, risk), _material(prompt, candidate))
-
-
 def _messages(instructions: str, material: str) -> list[dict[str, str]]:
     mark = secrets.token_hex(8)
     return [

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from reward import figures
-from reward.intervals import wilson
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,24 @@ class Share:
     n: int
 
 
-def share_of(hits: int, n: int) -> Share:
-    """Return hits / n with Wilson's interval; n = 0 says nothing: 0..1."""
-    return Share(*wilson(hits, n), n) if n else Share(0.0, 0.0, 1.0, 0)
-
-
-def clustered(scored: Sequence[tuple[str, float]], seed: int = 0) -> Share:
+def clustered(scored: Sequence[tuple[str, float]]) -> Share:
     """Return a mean over (cluster, value), its interval from resampling whole clusters.
 
     No case, or cases of one cluster alone, say nothing: 0..1.
     """
-    found = figures.clustered(scored, share=False, seed=seed)
+    return _always(scored, figures.clustered(scored, share=False))
+
+
+def hit_rate(scored: Sequence[tuple[str, float]]) -> Share:
+    """Return a mean over (cluster, hit 0..1).
+
+    As `clustered`; where all are hits or none is, the interval is Wilson's, with clusters as
+    trials, because drawing them again could only give the same.
+    """
+    return _always(scored, figures.clustered(scored))
+
+
+def _always(scored: Sequence[tuple[str, float]], found: figures.Figure) -> Share:
     if found.value is None or found.low is None or found.high is None:
         return Share(fmean(value for _, value in scored) if scored else 0.0, 0.0, 1.0, found.n)
     return Share(found.value, found.low, found.high, found.n)

@@ -136,14 +136,16 @@ class EvaluatorJudge:
         Raises:
             EvaluatorStopped: the service refuses to go on; its answers so far are in its ledger.
         """
-        asked = {prompt.id for prompt in prompts}
+        asked = {prompt.id: prompt for prompt in prompts}
         known = [reply for reply in replies if reply.prompt_id in asked]
         if isinstance(self.evaluator, BulkEvaluator):
             made = self.evaluator.assess_all(prompts, known, advance)
             for reply, verdict in zip(known, made, strict=True):
                 self._verdicts[_name(reply)] = verdict
         else:
-            advance(len(known))
+            for reply in known:
+                self._assess(asked[reply.prompt_id], reply)
+                advance(1)
 
     def judge(self, prompt: Prompt, reply: Candidate) -> JudgedReply:
         """Verdict by the rubric; grades 1..5 become 0..1."""

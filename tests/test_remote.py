@@ -14,7 +14,7 @@ from reward import rehearsal
 from reward.client import MOST_UNREAD, REJECTED
 from reward.rehearsal import Call, Reply, completion
 from reward.remote import OpenAIEvaluator
-from reward.request import Form, clean, request_messages
+from reward.request import Form, clean
 from reward.rubric import load_rubric
 from reward.score import score
 from reward.service import Pace, Service
@@ -176,7 +176,9 @@ def test_text_for_the_judge_is_never_sent():
 
 def test_texts_to_judge_stand_between_unforeseeable_marks_and_are_cleaned():
     hidden = Candidate("c", "p", "fine\u200b\x07\ud800", "m", 1.0, 1.0, 0, "eos")
-    first, second = (request_messages(RUBRIC, "none", PROMPT, hidden)[1]["content"] for _ in "ab")
+    form = Form(RUBRIC, "none", "judge")
+    sent = (form.request(PROMPT, hidden).body(9)["messages"] for _ in "ab")
+    first, second = (messages[1]["content"] for messages in sent)
     assert first.split("\n")[0] != second.split("\n")[0]
     assert json.loads(first.split("\n")[1])["reply"] == "fine"
     assert clean("a\tb\nü") == "a\tb\nü"

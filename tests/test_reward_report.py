@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward import held_out
+from reward import held_out, shares
 from reward.best_of_n import Choice, curve, findings, gain, kl_of, weights
 from reward.calibration import calibration
 from reward.comparisons import (
@@ -285,9 +285,9 @@ def test_a_reward_that_learned_safety_instead_is_seen():
 
 def test_one_prompt_says_nothing_of_others():
     some = [("p", 1.0), ("p", 0.0), ("p", 1.0)]
-    found = held_out.rate(some)
+    found = shares.hit_rate(some)
     assert (found.value, found.low, found.high, found.n) == (pytest.approx(2 / 3), 0.0, 1.0, 3)
-    alike = held_out.rate([("p", 1.0), ("q", 1.0), ("q", 1.0)])
+    alike = shares.hit_rate([("p", 1.0), ("q", 1.0), ("q", 1.0)])
     assert alike.value == 1.0
     assert 0.2 < alike.low < 0.5  # Wilson's for two of two
     assert alike.n == 3
