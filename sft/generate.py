@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -150,7 +150,6 @@ def merged(model: PreTrainedModel) -> Iterator[None]:
                 weight.data = data
 
 
-@torch.inference_mode()
 def _sample_batch(
     model: PreTrainedModel,
     chat: Chat,
@@ -158,32 +157,12 @@ def _sample_batch(
     sampling: Sampling,
     model_name: str,
 ) -> list[Candidate]:
-    width = max(len(ids) for _, ids in batch)
-    pad = chat.tokenizer.pad_token_id
-    input_ids = torch.tensor(
-        [[pad] * (width - len(ids)) + ids for _, ids in batch], device=model.device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(ids)) + [1] * len(ids) for _, ids in batch], device=model.device
-    )
-    torch.manual_seed(
-        int(short_hash([sampling.seed, [prompt_id for prompt_id, _ in batch]]), 16) % 2**63
-    )
-    stops = {chat.stop_id, chat.tokenizer.eos_token_id} - {None}
-    how: dict[str, Any] = {"pad_token_id": pad, "eos_token_id": sorted(stops), "do_sample": False}
-    if sampling.temperature > 0:
-        how |= {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": 0,
-        }
-    output = _replies(model, input_ids, mask, sampling, how)
+    seed = int(short_hash([sampling.seed, [prompt_id for prompt_id, _ in batch]]), 16) % 2**63
+    output = sample_tokens(model, chat, [ids for _, ids in batch], sampling, seed)
     made = []
-    for row, ids in enumerate(output):
+    for row, reply in enumerate(output):
         prompt_id, k = batch[row // sampling.k][0], row % sampling.k
-        end = next((i for i, token in enumerate(ids) if token in stops), None)
-        text = chat.text(ids[:end])
+        text = chat.text(reply.text_ids)
         about = [model_name, prompt_id, vars(sampling), k, text]
         made.append(
             Candidate(
@@ -194,9 +173,65 @@ def _sample_batch(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=sampling.seed + k,
-                stop="length" if end is None else "eos",
+                stop="eos" if reply.ended else "length",
             )
         )
+    return made
+
+
+class Reply(NamedTuple):
+    """Tokens of one reply.
+
+    Attributes:
+        ids: as they were drawn, with the token that ended it.
+        ended: whether it ended by itself; else it was cut off.
+    """
+
+    ids: list[int]
+    ended: bool
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The tokens that are text."""
+        return self.ids[:-1] if self.ended else self.ids
+
+
+@torch.inference_mode()
+def sample_tokens(
+    model: PreTrainedModel,
+    chat: Chat,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seed: int,
+) -> list[Reply]:
+    """Draw k replies to each prompt, in one batch; those to one prompt follow each other.
+
+    Args:
+        model: on its device, with the adapter to sample from active.
+        chat: knows the tokens that end a reply.
+        prompts: token ids.
+        sampling: how; its `batch_size` and `seed` are the caller's.
+        seed: of this batch's random numbers.
+    """
+    width = max(map(len, prompts))
+    pad = chat.tokenizer.pad_token_id
+    rows = [[pad] * (width - len(ids)) + list(ids) for ids in prompts]
+    held = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    input_ids, mask = (torch.tensor(each, device=model.device) for each in (rows, held))
+    torch.manual_seed(seed)
+    stops = {chat.stop_id, chat.tokenizer.eos_token_id} - {None}
+    how: dict[str, Any] = {"pad_token_id": pad, "eos_token_id": sorted(stops), "do_sample": False}
+    if sampling.temperature > 0:
+        how |= {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
+    made = []
+    for ids in _replies(model, input_ids, mask, sampling, how):
+        end = next((i for i, token in enumerate(ids) if token in stops), None)
+        made.append(Reply(ids if end is None else ids[: end + 1], end is not None))
     return made
 
 
