@@ -190,7 +190,8 @@ class RewardModel(torch.nn.Module):
         weights = {
             name: value.contiguous().cpu() for name, value in self.heads.state_dict().items()
         }
-        save_file(weights, folder / HEAD, {"format": FORMAT, **self._belongs_to(folder)})
+        belongs = _belongs_to(folder, self.language, self.chat)
+        save_file(weights, folder / HEAD, {"format": FORMAT, **belongs})
 
     @classmethod
     def load(cls, folder: Path, section: ModelSection, precision: models.Precision) -> RewardModel:
@@ -219,19 +220,31 @@ class RewardModel(torch.nn.Module):
         Raises:
             UserError: they belong to another base, adapter or rendering than this model's.
         """
-        _check(folder / HEAD, self._belongs_to(folder))
-        self.heads.load_state_dict(load_file(folder / HEAD))
+        self.heads.load_state_dict(heads_in(folder, self.language, self.chat))
 
-    def _belongs_to(self, folder: Path) -> dict[str, str]:
-        """What the heads are of no use without: adapter, base and rendering, each by its hash."""
-        config = self.language.get_base_model().config
-        shape = [config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size]
-        said = [self.chat.system, self.chat.tokenizer.chat_template]
-        return {
-            "adapter": sha256_of(folder / "adapter_model.safetensors"),
-            "base": "{}, {} layers of {}, vocabulary of {}".format(*shape),
-            "system prompt and chat template": short_hash(said),
-        }
+
+def heads_in(folder: Path, language: PeftModel, chat: Chat) -> dict[str, torch.Tensor]:
+    """Weights of the heads in a folder, beside whose adapter they were saved.
+
+    Raises:
+        UserError: they belong to another base, adapter or rendering.
+    """
+    if not (folder / HEAD).is_file():
+        raise UserError(f"no reward model in {folder}. Run first: python scripts/fit_reward.py")
+    _check(folder / HEAD, _belongs_to(folder, language, chat))
+    return load_file(folder / HEAD)
+
+
+def _belongs_to(folder: Path, language: PeftModel, chat: Chat) -> dict[str, str]:
+    """What the heads are of no use without: adapter, base and rendering, each by its hash."""
+    config = language.get_base_model().config
+    shape = [config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size]
+    said = [chat.system, chat.tokenizer.chat_template]
+    return {
+        "adapter": sha256_of(folder / "adapter_model.safetensors"),
+        "base": "{}, {} layers of {}, vocabulary of {}".format(*shape),
+        "system prompt and chat template": short_hash(said),
+    }
 
 
 def _check(head: Path, expected: Mapping[str, str]) -> None:

@@ -257,6 +257,7 @@ def score_tokens(
     head: torch.nn.Module,
     at_once: int = LOGITS_AT_ONCE,
     temperature: float = 1.0,
+    entropy_gradient: bool = False,
 ) -> Scored:
     """Log-probabilities of tokens from the hidden states before them.
 
@@ -267,25 +268,32 @@ def score_tokens(
         at_once: numbers of a tile of M x V; where more are needed, each tile is computed again in
             the backward pass, so that M x V never exists.
         temperature: that logits are divided by, as in sampling.
+        entropy_gradient: whether the entropy has one, which costs memory.
     """
+    how = (head, temperature, entropy_gradient)
     tile = max(1, at_once // int(head.weight.shape[0]))  # type: ignore[index]
     if len(states) <= tile:
-        return Scored(*_score_tile(states, targets, head, temperature))
+        return Scored(*_score_tile(states, targets, *how))
     parts = [
-        checkpoint(_score_tile, part, wanted, head, temperature, use_reentrant=False)
+        checkpoint(_score_tile, part, wanted, *how, use_reentrant=False)
         for part, wanted in zip(states.split(tile), targets.split(tile), strict=True)
     ]
     return Scored(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def _score_tile(
-    states: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, temperature: float
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    head: torch.nn.Module,
+    temperature: float,
+    entropy_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     logits = head(states).float()
     if temperature != 1.0:
         logits = logits / temperature
     log_probs = logits.log_softmax(dim=-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+    with torch.no_grad():
         top = (logits.argmax(dim=-1) == targets).float()
     return log_probs.gather(1, targets[:, None])[:, 0], entropy, top

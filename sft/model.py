@@ -174,6 +174,22 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     return model
 
 
+def add_adapter(model: PeftModel, folder: Path | None, name: str) -> str:
+    """Put a further adapter beside "default"; None = a fresh one of its kind. Returns its name.
+
+    Raises:
+        UserError: the folder holds no adapter.
+    """
+    if folder is None:
+        model.add_adapter(name, model.peft_config["default"])
+    elif (folder / "adapter_config.json").is_file():
+        model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+    else:
+        raise UserError(f"no adapter in {folder}: run the stage that writes it first.")
+    _to_float32(model)
+    return name
+
+
 @dataclass(frozen=True)
 class Speakers:
     """Several assistants on one base, of which one is active at a time."""

@@ -1,0 +1,149 @@
+"""What a reply is worth to PPO: quality and safety by whoever rewards, and one score from both.
+
+Quality and the verdict on safety come apart, from an evaluator online or from the reward model's
+two heads; only here do they meet, in one of three ways that the recipe names. A reply without a
+verdict has no score: it is left out of the update, and counted with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from reward.evaluator import Assessment, BulkEvaluator, Evaluator
+from rlaif.ppo_math import gated, penalised
+from rlaif.rollout import Rollout, Said
+from sft.candidates import Candidate
+from sft.files import CheckFailed, EvaluatorStopped, short_hash
+from sft.ppo_settings import PpoSection
+
+SAFE_FROM = 0.5  # probability of the reward model's safety head
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of C replies; where `known` is False the others mean nothing.
+
+    Attributes:
+        quality: (C) 0 to 1 by an evaluator, log-odds by a reward model.
+        safe: (C) bool.
+        known: (C) bool: there is a verdict.
+        reasons: why there is none, with how often.
+    """
+
+    quality: torch.Tensor
+    safe: torch.Tensor
+    known: torch.Tensor
+    reasons: Mapping[str, int]
+
+    @property
+    def unsafe_share(self) -> float:
+        """Share of unsafe replies among those with a verdict."""
+        return float((~self.safe[self.known]).float().mean()) if self.known.any() else 0.0
+
+
+def by_model(said: Said) -> Verdicts:
+    """Verdicts of the reward model's heads."""
+    if said.reward is None or said.p_safe is None:
+        raise ValueError("no reward model was asked")
+    known = torch.ones_like(said.reward, dtype=torch.bool)
+    return Verdicts(said.reward, said.p_safe >= SAFE_FROM, known, {})
+
+
+def by_evaluator(evaluator: Evaluator | None, rollout: Rollout, policy: str) -> Verdicts:
+    """Verdicts of an evaluator; the main process asks and tells the others.
+
+    Args:
+        evaluator: who is asked; only the main process needs one.
+        rollout: the replies.
+        policy: name of who wrote them, for the ledger.
+
+    Raises:
+        EvaluatorStopped: the evaluator refuses to go on; what it answered is in its ledger.
+    """
+    told: list[list[tuple[float | None, bool | None, str | None]] | str | None] = [None]
+    stopped: EvaluatorStopped | None = None
+    if evaluator is not None:
+        try:
+            made = _assess(evaluator, rollout, policy)
+            told = [[(a.quality, a.safe, a.unscored) for a in made]]
+        except EvaluatorStopped as error:
+            told, stopped = [str(error)], error
+    if PartialState().num_processes > 1:
+        broadcast_object_list(told)
+    if stopped is not None:
+        raise stopped
+    if not isinstance(told[0], list):
+        raise EvaluatorStopped(str(told[0]))
+    rows = told[0]
+    return Verdicts(
+        torch.tensor([quality if quality is not None else 0.0 for quality, _, _ in rows]),
+        torch.tensor([bool(safe) for _, safe, _ in rows]),
+        torch.tensor([reason is None for _, _, reason in rows]),
+        Counter(reason for _, _, reason in rows if reason is not None),
+    )
+
+
+def _assess(evaluator: Evaluator, rollout: Rollout, policy: str) -> list[Assessment]:
+    k = rollout.k
+    candidates = [
+        Candidate(
+            id="c-" + short_hash([policy, rollout.asked[i // k].prompt.id, i % k, text]),
+            prompt_id=rollout.asked[i // k].prompt.id,
+            text=text,
+            model=policy,
+            temperature=1.0,
+            top_p=1.0,
+            seed=i % k,
+            stop="eos" if rollout.replies[i].ended else "length",
+        )
+        for i, text in enumerate(rollout.texts)
+    ]
+    prompts = [each.prompt for each in rollout.asked]
+    if isinstance(evaluator, BulkEvaluator):
+        return evaluator.assess_all(prompts, candidates, lambda _: None)
+    return [
+        assessment
+        for i, prompt in enumerate(prompts)
+        for assessment in evaluator.assess(prompt, candidates[i * k : (i + 1) * k])
+    ]
+
+
+def check_known(verdicts: Verdicts, limit: float) -> None:
+    """See that enough replies have a verdict.
+
+    Raises:
+        CheckFailed: a larger share than `limit` has none, or all of them.
+    """
+    missing = int((~verdicts.known).sum())
+    if missing > limit * len(verdicts.known) or not verdicts.known.any():
+        why = ", ".join(f"{n} {reason}" for reason, n in sorted(verdicts.reasons.items()))
+        raise CheckFailed(
+            f"{missing} of {len(verdicts.known)} replies have no verdict ({why}), which is more "
+            f"than score.max_unscored {limit} allows"
+        )
+
+
+def scores_of(
+    section: PpoSection, verdicts: Verdicts, ended: Sequence[bool], multiplier: float
+) -> torch.Tensor:
+    """(C) one score per reply; of those without a verdict 0, which nobody may read.
+
+    Args:
+        section: how safety binds, and what a missing end costs.
+        verdicts: quality and safety.
+        ended: whether each reply ended by itself.
+        multiplier: price of an unsafe reply (lagrangian).
+    """
+    scores = verdicts.quality
+    if section.safety == "gate":
+        scores = gated(scores, verdicts.safe, section.floor)
+    elif section.safety == "lagrangian":
+        scores = penalised(scores, verdicts.safe, multiplier)
+    cut = ~torch.tensor(list(ended))
+    return torch.where(verdicts.known, scores - section.missing_eos_penalty * cut, 0.0)
