@@ -136,10 +136,10 @@ def write_atomically(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable: without it a power cut can bring the old name back."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
