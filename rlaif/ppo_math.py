@@ -42,7 +42,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True)
 
 
 def kl_per_token(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """log p(token | policy) - log p(token | reference): (C, L) nats.
+    """Log p(token | policy) - log p(token | reference): (C, L) nats.
 
     Its mean over tokens that the policy drew is the KL divergence (Schulman 2020, "Approximating KL
     divergence", estimator k1): single tokens may be negative.
@@ -200,7 +200,7 @@ def gated(quality: torch.Tensor, safe: torch.Tensor, floor: float) -> torch.Tens
 
 
 def penalised(quality: torch.Tensor, safe: torch.Tensor, multiplier: float) -> torch.Tensor:
-    """(quality - multiplier [unsafe]) / (1 + multiplier): the Lagrangian in quality's scale, (C)."""
+    """(quality - multiplier [unsafe]) / (1 + multiplier), the Lagrangian in units of quality: (C)."""
     return (quality - multiplier * (~safe).float()) / (1 + multiplier)
 
 

@@ -90,20 +90,7 @@ def by_evaluator(evaluator: Evaluator | None, rollout: Rollout, policy: str) -> 
 
 
 def _assess(evaluator: Evaluator, rollout: Rollout, policy: str) -> list[Assessment]:
-    k = rollout.k
-    candidates = [
-        Candidate(
-            id="c-" + short_hash([policy, rollout.asked[i // k].prompt.id, i % k, text]),
-            prompt_id=rollout.asked[i // k].prompt.id,
-            text=text,
-            model=policy,
-            temperature=1.0,
-            top_p=1.0,
-            seed=i % k,
-            stop="eos" if rollout.replies[i].ended else "length",
-        )
-        for i, text in enumerate(rollout.texts)
-    ]
+    candidates, k = candidates_of(rollout, policy), rollout.k
     prompts = [each.prompt for each in rollout.asked]
     if isinstance(evaluator, BulkEvaluator):
         return evaluator.assess_all(prompts, candidates, lambda _: None)
@@ -112,6 +99,26 @@ def _assess(evaluator: Evaluator, rollout: Rollout, policy: str) -> list[Assessm
         for i, prompt in enumerate(prompts)
         for assessment in evaluator.assess(prompt, candidates[i * k : (i + 1) * k])
     ]
+
+
+def candidates_of(rollout: Rollout, policy: str) -> list[Candidate]:
+    """The replies of a rollout as candidates, for whoever judges them."""
+    made = []
+    for i, text in enumerate(rollout.texts):
+        prompt, number = rollout.asked[i // rollout.k].prompt.id, i % rollout.k
+        made.append(
+            Candidate(
+                id="c-" + short_hash([policy, prompt, number, text]),
+                prompt_id=prompt,
+                text=text,
+                model=policy,
+                temperature=rollout.temperature,
+                top_p=1.0,
+                seed=number,
+                stop="eos" if rollout.replies[i].ended else "length",
+            )
+        )
+    return made
 
 
 def check_known(verdicts: Verdicts, limit: float) -> None:

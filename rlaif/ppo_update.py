@@ -19,8 +19,15 @@ from accelerate import PartialState
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from rlaif.ppo_math import approximate_kl, gae, kl_per_token, policy_loss, shaped_rewards
-from rlaif.ppo_math import value_loss, whiten
+from rlaif.ppo_math import (
+    approximate_kl,
+    gae,
+    kl_per_token,
+    policy_loss,
+    shaped_rewards,
+    value_loss,
+    whiten,
+)
 from rlaif.roles import POLICY, Batch, Roles
 from rlaif.rollout import Rollout, Said
 from sft.files import CheckFailed
@@ -107,9 +114,7 @@ class Learner:
             num_warmup_steps=round(warmup if warmup >= 1 else warmup * updates),
             num_training_steps=updates,
         )
-        self.scaler = torch.amp.GradScaler(
-            roles.precision.device, enabled=roles.precision.fp16
-        )
+        self.scaler = torch.amp.GradScaler(roles.precision.device, enabled=roles.precision.fp16)
 
     def update(self, rollout: Rollout, lesson: Lesson, prompts: Sequence[int]) -> dict[str, float]:
         """Learn from some prompts of a rollout: one step of the optimiser.
@@ -213,15 +218,11 @@ class Learner:
             total.update(each)
         return dict(total)
 
-    def _step(
-        self, rollout: Rollout, prompts: Sequence[int], figures: Mapping[str, float]
-    ) -> None:
+    def _step(self, rollout: Rollout, prompts: Sequence[int], figures: Mapping[str, float]) -> None:
         """Clip and step, if everything is a number; fp16's scaler skips a step that overflowed."""
         self.scaler.unscale_(self.optimizer)
         limit = self.section.max_grad_norm or float("inf")
-        norms = [
-            torch.nn.utils.clip_grad_norm_(some, limit) for some in self._clipped_together()
-        ]
+        norms = [torch.nn.utils.clip_grad_norm_(some, limit) for some in self._clipped_together()]
         finite = all(torch.isfinite(norm) for norm in norms)
         told = torch.isfinite(torch.tensor(list(figures.values()))).all()
         if not told or (not finite and not self.scaler.is_enabled()):
@@ -236,7 +237,8 @@ class Learner:
 
     def _clipped_together(self) -> list[list[torch.nn.Parameter]]:
         """The policy's adapter, and what is the value function's alone: neither may scale the
-        other's gradient down."""
+        other's gradient down.
+        """
         policy = [p for name, p in self.parameters.items() if f".{POLICY}." in name]
         value = [p for name, p in self.parameters.items() if f".{POLICY}." not in name]
         return [policy, value]

@@ -2,9 +2,9 @@
 
 The base is loaded once, in 4 bit where the recipe says so; what differs between the roles is a LoRA
 adapter each, and small heads in float32. Where no adapter was trained before, the reference is the
-base itself. What a rollout needs of all roles is computed in one pass, in which rows of one batch go
-through different adapters (PEFT's `adapter_names`), so that a 4-bit base is dequantised once; what
-learns is computed alone, with its own adapter active.
+base itself. What a rollout needs of all roles is computed in one pass, in which rows of one batch
+go through different adapters (PEFT's `adapter_names`), so that a 4-bit base is dequantised once;
+what learns is computed alone, with its own adapter active.
 
 Not here: what is sampled (`rlaif.rollout`), losses (`rlaif.ppo_math`).
 """

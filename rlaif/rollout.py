@@ -39,12 +39,14 @@ class Rollout:
         replies: C replies.
         texts: C, as a judge reads them.
         k: replies to each prompt.
+        temperature: of sampling.
     """
 
     asked: list[Asked]
     replies: list[Reply]
     texts: list[str]
     k: int
+    temperature: float
 
     def batch(self, roles: Roles, prompts: Sequence[int]) -> Batch:
         """Some of the prompts with their replies, by number."""
@@ -120,7 +122,7 @@ def sample(
     found = dict(gather_object(made) if state.num_processes > 1 else made)
     every = [reply for i in range(len(asked)) for reply in found[i]]
     texts = [roles.chat.text(reply.text_ids) for reply in every]
-    return Rollout(list(asked), every, texts, sampling.k)
+    return Rollout(list(asked), every, texts, sampling.k, sampling.temperature)
 
 
 def listen(roles: Roles, rollout: Rollout, at_once: int) -> Said:

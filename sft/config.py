@@ -20,6 +20,7 @@ from sft.files import UserError
 from sft.given import Given, Loader, read_file, setting_at
 from sft.launch import is_main
 from sft.pair_settings import PairSection
+from sft.ppo_settings import PpoSection
 from sft.recipe import Problem, Recipe
 from sft.reward_settings import RewardSection
 from sft.sections import (
@@ -42,6 +43,7 @@ __all__ = [
     "GenerateSection",
     "ModelSection",
     "PairSection",
+    "PpoSection",
     "Recipe",
     "RewardSection",
     "ScoreSection",

@@ -14,7 +14,7 @@ from sft.config import Recipe
 from sft.files import UserError, sha256_of
 from sft.hub import model_source
 from sft.runs import stage_folder
-from sft.staleness import why_stale
+from sft.staleness import made_from_another, why_stale
 
 BASE_ITSELF = "none"
 HASHED_BYTES = 2**30  # a second or two to hash
@@ -57,7 +57,21 @@ def policy_adapter(recipe: Recipe) -> Path:
     """
     if recipe.adapter is not None:
         return _there(Path(recipe.adapter), "dpo.py")
+    if recipe.policy == "ppo":
+        return _optimised(recipe)
     return _policy_of(recipe, recipe.rounds)
+
+
+def _optimised(recipe: Recipe) -> Path:
+    """The adapter of PPO, which starts where round 1 does."""
+    policy = _there(stage_folder(recipe, "ppo") / "adapter", "ppo.py")
+    start = _baseline_folder(recipe)
+    if made_from_another(policy.parent, "adapter", start):
+        raise UserError(
+            f"{policy} is out of date: it was made from another adapter than "
+            f"{start or 'the base itself'} as it is now. Run again: scripts/ppo.py --overwrite true"
+        )
+    return policy
 
 
 def _policy_of(recipe: Recipe, last: int) -> Path:

@@ -32,12 +32,19 @@ CLINIC_DEMONSTRATIONS = 1500
 MessageRisk = Callable[[list[Message]], Risk]
 
 
-def training_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
+def training_prompts(
+    recipe: Recipe, message_risk: MessageRisk, n: int | None = None
+) -> list[Prompt]:
     """Prompts that candidates are sampled for in this round, none of which the proof asks.
 
     The practice clinic gives new people each round; a file gives the same ones, sampled anew.
+
+    Args:
+        recipe: names them.
+        message_risk: risk of a message.
+        n: how many at most, 0 = all; None = `generate.n_prompts`.
     """
-    n = recipe.generate.n_prompts
+    n = recipe.generate.n_prompts if n is None else n
     if recipe.prompts == CLINIC:
         prompts = simulator.practice_prompts(
             "train",
@@ -59,6 +66,33 @@ def held_out_prompts(recipe: Recipe, message_risk: MessageRisk) -> list[Prompt]:
     """Prompts of the proof: never trained on, the same in every round."""
     prompts = _all_held_out(recipe, message_risk)
     return _in_no_order(prompts, recipe.seed)[: recipe.evaluate.n_prompts]
+
+
+def look_prompts(recipe: Recipe, message_risk: MessageRisk, n: int) -> list[Prompt]:
+    """Up to n held-out prompts that the proof does not ask: for choosing a checkpoint.
+
+    The practice clinic gives other people, a file those of its held-out prompts that the proof
+    leaves.
+
+    Raises:
+        UserError: the proof leaves none.
+    """
+    section = recipe.evaluate
+    if recipe.prompts == CLINIC and recipe.held_out is None:
+        asked = {prompt.id for prompt in _all_held_out(recipe, message_risk)}
+        crises = round(n * section.crisis_prompts / section.n_prompts)
+        others = {"people": section.people + 1, "n_prompts": n, "crisis_prompts": crises}
+        changed = recipe.model_copy(update={"evaluate": section.model_copy(update=others)})
+        found = [p for p in _all_held_out(changed, message_risk) if p.id not in asked]
+    else:
+        every = _in_no_order(_all_held_out(recipe, message_risk), recipe.seed)
+        found = every[section.n_prompts :][:n]
+    if not found:
+        raise UserError(
+            f"the proof asks all held-out prompts ({section.n_prompts}) and leaves none to choose "
+            "a checkpoint by: lower evaluate.n_prompts, or raise held_out_share"
+        )
+    return found
 
 
 def _in_no_order(prompts: list[Prompt], seed: int) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""The settings of the PPO stage: who rewards, how safety binds, how the policy moves, what stops it."""
+"""The settings of PPO: who rewards, how safety binds, how the policy moves, what stops it."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
 from sft.pair_settings import LONGER, PairSection
+from sft.ppo_settings import PpoSection
 from sft.reward_settings import RewardSection
 from sft.sections import (
     TREE_LOSSES,
@@ -84,6 +85,9 @@ class Recipe(Section):
         default="practice-clinic",
         description="'practice-clinic', 'project' (98 shipped pairs), a path or a Hub name",
     )
+    policy: Literal["dpo", "ppo"] = Field(
+        default="dpo", description="the stage whose adapter is evaluated and exported"
+    )
     start_adapter: str | None = Field(
         default=None,
         description="adapter folder that alignment starts from; 'none' = the base itself; "
@@ -106,6 +110,7 @@ class Recipe(Section):
     pair: PairSection = PairSection()
     reward: RewardSection = RewardSection()
     dpo: DpoSection = DpoSection()
+    ppo: PpoSection = PpoSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
 

@@ -24,6 +24,7 @@ SCRIPTS = {
     "pairs": "pair",
     "reward": "fit_reward",
     "dpo": "dpo",
+    "ppo": "ppo",
     "evaluation": "evaluate_policy",
     "export": "export",
 }

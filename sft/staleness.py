@@ -49,7 +49,7 @@ def why_stale(recipe: Recipe, last: int, start: Path | None) -> str | None:
                 source = start
                 if link is not None:
                     source = stage_folder(recipe, link[0], number) / link[1]
-                if _made_from_another(folder, name, source):
+                if made_from_another(folder, name, source):
                     return (
                         f"{folder} was made from another {name} than {source or 'the base itself'} "
                         f"as it is now. {_again(stage, number, last)}"
@@ -58,7 +58,8 @@ def why_stale(recipe: Recipe, last: int, start: Path | None) -> str | None:
     return None
 
 
-def _made_from_another(folder: Path, name: str, source: Path | None) -> bool:
+def made_from_another(folder: Path, name: str, source: Path | None) -> bool:
+    """Whether a stage's input was another file than `source` is now; None = there was none."""
     manifest = read_manifest(folder)
     if manifest is None:
         return False  # cleared away, or never made here: nothing is known of it

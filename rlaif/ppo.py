@@ -1,0 +1,392 @@
+"""PPO on one base model: sample, judge, estimate advantages, update; again.
+
+Token-level proximal policy optimisation with a pull to the frozen start (`rlaif.ppo_math` has each
+formula with its source). Replies are drawn from the seed, the rollout's number and its prompts, so
+that a run which is stopped anywhere and started again ends with the same bits: in a rollout it
+draws the same again, between two updates it goes on with what was drawn. The adapter that is kept
+is that of the best look at held-out prompts (`rlaif.watch`), not the last one.
+
+Not here: roles on the base (`rlaif.roles`), one update (`rlaif.ppo_update`), what is saved
+(`rlaif.ppo_state`), rewards (`rlaif.ppo_reward`).
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from reward.evaluator import Evaluator
+from rlaif import ppo_state, watch
+from rlaif.evaluate import Judge
+from rlaif.ppo_math import KlController, Multiplier, explained_variance, masked_mean
+from rlaif.ppo_reward import (
+    Verdicts,
+    by_evaluator,
+    by_model,
+    candidates_of,
+    check_known,
+    scores_of,
+)
+from rlaif.ppo_update import Learner, Lesson, teach
+from rlaif.roles import Roles
+from rlaif.rollout import Asked, Rollout, Said, listen, sample
+from sft import model as models
+from sft.candidates import Candidate, Sampling
+from sft.config import Recipe
+from sft.data import Prompt
+from sft.files import CheckFailed, UserError, short_hash
+from sft.ppo_settings import PpoSection
+from sft.runs import Progress, Stage
+from sft.stopping import StopRequest, stop_requests
+from sft.train import check_moved, snapshot
+
+NO_KL = 1e-4  # nats a token that rounding may put between the policy and its own copy
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a course is made from.
+
+    Attributes:
+        prompts: to train on, in order; passed over again where they do not last.
+        held_out: prompts of the looks, neither trained on nor asked by the proof.
+        evaluator: who rewards; None on other processes, or where a reward model does.
+        judge: of the looks, and of the proof.
+    """
+
+    recipe: Recipe
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    evaluator: Evaluator | None
+    judge: Judge
+    stage: Stage
+
+
+@dataclass
+class Course:
+    """How far a run is: everything that a checkpoint holds beside the learner's own.
+
+    Attributes:
+        iteration: rollouts that are done.
+        update: updates of the rollout at hand that are done.
+        rollout, lesson: at hand; None between two rollouts.
+        figures: of the rollout at hand, and means of each of its updates.
+        looks: at held-out prompts so far.
+        start: replies to the held-out prompts before the first update.
+        alarm: why the run was stopped; None = it was not.
+    """
+
+    kl: KlController
+    multiplier: Multiplier
+    alarms: watch.Alarms
+    iteration: int = 0
+    update: int = 0
+    rollout: Rollout | None = None
+    lesson: Lesson | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    updates: list[dict[str, float]] = field(default_factory=list)
+    looks: list[watch.Look] = field(default_factory=list)
+    start: list[Candidate] = field(default_factory=list)
+    alarm: str | None = None
+
+
+class Ppo:
+    """One run of PPO, from its start or from where it was stopped."""
+
+    def __init__(self, job: Job, roles: Roles, stop: StopRequest) -> None:
+        """Make the learner and the course; nothing is sampled yet."""
+        section = job.recipe.ppo
+        self.job, self.roles, self.stop, self.section = job, roles, stop, section
+        self.learner = Learner(
+            roles, section, section.iterations * section.num_ppo_epochs * section.num_mini_batches
+        )
+        self.course = Course(
+            KlController(section.kl_coef, section.kl_target, section.kl_horizon),
+            Multiplier(0.0, section.max_unsafe, section.multiplier_rate),
+            watch.Alarms(section),
+        )
+        self.asked = self._fitting(job.prompts)
+        self.held_out = self._fitting(job.held_out)
+        if not self.asked or not self.held_out:
+            raise UserError(
+                f"no prompt leaves room for a reply of {section.max_new_tokens} tokens: raise "
+                f"model.max_length ({job.recipe.model.max_length}), or lower ppo.max_new_tokens"
+            )
+
+    def _fitting(self, prompts: Sequence[Prompt]) -> list[Asked]:
+        rendered = [
+            (p, self.roles.chat.render(p.messages, reserve=self.section.max_new_tokens))
+            for p in prompts
+        ]
+        return [Asked(prompt, row.prompt_ids) for prompt, row in rendered if row]
+
+    def run(self) -> None:
+        """Walk what is left of the course."""
+        section, course = self.section, self.course
+        with Progress(section.iterations, "ppo", unit="rollouts") as bar:
+            bar.advance(course.iteration)
+            if not course.looks:
+                self._look()
+            while course.iteration < section.iterations and course.alarm is None:
+                began = time.monotonic()
+                if course.lesson is None:
+                    self._roll_out()
+                self._learn()
+                self._close(time.monotonic() - began)
+                bar.advance(1)
+                every, done = section.eval_every, course.iteration == section.iterations
+                if done or course.alarm or (every and course.iteration % every == 0):
+                    self._look()
+                saves = section.save_every and course.iteration % section.save_every == 0
+                if saves and not done:
+                    ppo_state.save(self)
+                self.boundary()
+
+    def boundary(self) -> None:
+        """Between two steps: where a stop was asked for, save and leave."""
+        number = ppo_state.agreed(self.stop)
+        if number is not None:
+            ppo_state.save(self)
+            self.stop.leave(number)
+
+    # --- a rollout -----------------------------------------------------------------------------
+
+    def _roll_out(self) -> None:
+        """Sample replies, ask all roles and whoever rewards, and make the lesson."""
+        section, course, began = self.section, self.course, time.monotonic()
+        rollout = self._sample(self._next_prompts(), section.num_return_sequences, "rollout")
+        sampled = time.monotonic()
+        said = listen(self.roles, rollout, section.per_device_train_batch_size)
+        verdicts = self._judge(rollout, said, f"ppo-{course.iteration}")
+        check_known(verdicts, self.job.recipe.score.max_unscored)
+        ended = [reply.ended for reply in rollout.replies]
+        scores = scores_of(section, verdicts, ended, course.multiplier.value)
+        lesson = teach(section, rollout, said, scores, verdicts.known, course.kl.coef)
+        figures = _figures(rollout, said, verdicts, scores, lesson, course.kl.coef)
+        if course.iteration == 0 and abs(figures["objective/kl"]) > NO_KL * lesson.own.shape[1]:
+            raise CheckFailed(
+                f"before the first update the KL is {figures['objective/kl']:.2e} nats a reply "
+                "(must be 0): policy and reference are not the same model"
+            )
+        course.multiplier.update(verdicts.unsafe_share)
+        course.rollout, course.lesson, course.update = rollout, lesson, 0
+        times = {"time/generate": sampled - began, "time/score": time.monotonic() - sampled}
+        course.figures, course.updates = figures | times, []
+        ppo_state.show(self.job.stage, rollout, said, verdicts, scores)
+
+    def _sample(self, asked: Sequence[Asked], k: int, purpose: str) -> Rollout:
+        section = self.section
+        about = [self.job.recipe.round_seed, self.course.iteration, purpose]
+        seed = int(short_hash(about), 16) % 2**32
+        sampling = Sampling(
+            k, section.temperature, 1.0, section.max_new_tokens, section.batch_size, seed
+        )
+        return sample(self.roles, asked, sampling, lambda _: self._leave_while_sampling())
+
+    def _leave_while_sampling(self) -> None:
+        # With several processes all have to leave at one place, which comes after the rollout.
+        if PartialState().num_processes == 1:
+            self.boundary()
+
+    def _next_prompts(self) -> list[Asked]:
+        """The prompts of this rollout: the next ones of an order that each pass shuffles anew."""
+        n, size = self.section.prompts_per_iteration, len(self.asked)
+        first = self.course.iteration * n
+        found = []
+        for place in range(first, first + n):
+            order = list(range(size))
+            random.Random(f"{self.job.recipe.round_seed} pass {place // size}").shuffle(order)
+            found.append(self.asked[order[place % size]])
+        return found
+
+    def _judge(self, rollout: Rollout, said: Said, policy: str) -> Verdicts:
+        if self.section.reward == "model":
+            return by_model(said)
+        return by_evaluator(self.job.evaluator, rollout, policy)
+
+    # --- updates -------------------------------------------------------------------------------
+
+    def _learn(self) -> None:
+        """All updates of the rollout at hand that are left."""
+        course, rollout, lesson = self.course, self.course.rollout, self.course.lesson
+        if rollout is None or lesson is None:
+            raise ValueError("there is no rollout to learn from")
+        plan = minibatches(self.section, len(rollout.asked), course.iteration, self._seed)
+        for prompts in plan[course.update :]:
+            figures = self.learner.update(rollout, lesson, prompts)
+            course.updates.append(figures)
+            course.update += 1
+            limit = self.section.target_kl
+            if limit and figures.get("policy/approxkl", 0.0) > limit:
+                break
+            if course.update < len(plan):
+                self.boundary()
+
+    @property
+    def _seed(self) -> int:
+        return self.job.recipe.round_seed
+
+    def _close(self, seconds: float) -> None:
+        """Log the rollout at hand, move what steers, and go on to the next."""
+        course, rollout = self.course, self.course.rollout
+        if rollout is None:
+            raise ValueError("there is no rollout to close")
+        course.iteration += 1
+        figures = dict(course.figures)
+        for name in sorted({name for each in course.updates for name in each}):
+            figures[name] = fmean(each[name] for each in course.updates if name in each)
+        figures |= {
+            "lr": self.learner.scheduler.get_last_lr()[0],
+            "objective/kl_coef": course.kl.coef,
+            "safety/multiplier": course.multiplier.value,
+            "eps": len(rollout.replies) / seconds,
+            "episode": float(course.iteration * len(rollout.replies)),
+            "updates": float(len(course.updates)),
+            "time/update": seconds - figures["time/generate"] - figures["time/score"],
+        }
+        self.job.stage.log(figures, step=course.iteration)
+        course.kl.update(figures["objective/kl"], len(rollout.replies))
+        course.alarm = course.alarms.check(
+            figures["objective/kl"], figures["policy/entropy"], figures["objective/tokens"]
+        )
+        course.rollout = course.lesson = None
+        course.update = 0
+
+    # --- looks ---------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Look at held-out prompts; keep the adapter where it is the best so far."""
+        course, stage = self.course, self.job.stage
+        rollout = self._sample(self.held_out, 1, "look")
+        said = listen(self.roles, rollout, self.section.per_device_train_batch_size)
+        verdicts = self._judge(rollout, said, f"look-{course.iteration}")
+        ours = candidates_of(rollout, f"ppo-{course.iteration}")
+        course.start = course.start or ours
+        ended = [reply.ended for reply in rollout.replies]
+        scores = scores_of(self.section, verdicts, ended, course.multiplier.value)
+        about = {
+            "proxy": float(scores[verdicts.known].mean()),
+            "kl": float(((said.policy - said.reference) * rollout.mask).sum(dim=1).mean()),
+        }
+        told: list[Any] = [None]
+        if stage.is_main:
+            prompts = [each.prompt for each in self.held_out]
+            told = [
+                watch.look(self.job.judge, prompts, ours, course.start, about, course.iteration)
+            ]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(told)
+        course.looks.append(told[0])
+        stage.log(told[0].metrics(), step=course.iteration)
+        stage.say(told[0].line())
+        course.alarm = course.alarm or watch.over_optimised(course.looks, self.section.patience)
+        trained = course.looks[1:]
+        if stage.is_main and trained and self.best is trained[-1]:
+            models.save_adapter(
+                self.roles.model, stage.path("best"), self.job.recipe.model.name_or_path
+            )
+
+    @property
+    def best(self) -> watch.Look:
+        """The look whose adapter is kept; the start's does not count."""
+        return watch.best(self.course.looks[1:], self.section.max_unsafe)
+
+
+def minibatches(section: PpoSection, prompts: int, iteration: int, seed: int) -> list[list[int]]:
+    """Which prompts each update of a rollout learns from: all of them in each epoch."""
+    plan = []
+    for epoch in range(section.num_ppo_epochs):
+        order = list(range(prompts))
+        random.Random(f"{seed} rollout {iteration} epoch {epoch}").shuffle(order)
+        n = min(section.num_mini_batches, prompts)
+        cuts = [round(i * prompts / n) for i in range(n + 1)]
+        plan += [order[cuts[i] : cuts[i + 1]] for i in range(n)]
+    return plan
+
+
+def _figures(
+    rollout: Rollout, said: Said, verdicts: Verdicts, scores: torch.Tensor, lesson: Lesson,
+    kl_coef: float,
+) -> dict[str, float]:  # fmt: skip
+    """What a rollout was, by TRL's names for PPO where it has one."""
+    own, known = lesson.own, verdicts.known
+    kl = ((said.policy - said.reference) * own).sum(dim=1)
+    score = scores[known].mean()
+    return {
+        "objective/kl": float(kl.mean()),
+        "objective/entropy": float(-(said.policy * own).sum(dim=1).mean()),
+        "objective/scores": float(score),
+        "objective/non_score_reward": -kl_coef * float(kl.mean()),
+        "objective/rlhf_reward": float(score) - kl_coef * float(kl[known].mean()),
+        "objective/quality": float(verdicts.quality[known].mean()),
+        "objective/tokens": float(own.sum(dim=1).mean()),
+        "safety/unsafe": verdicts.unsafe_share,
+        "unscored": float((~known).float().mean()),
+        "policy/entropy": float(masked_mean(said.entropy, own)),
+        "val/num_eos_tokens": float(sum(reply.ended for reply in rollout.replies)),
+        "val/explained_variance": explained_variance(lesson.values, lesson.returns, lesson.mask),
+    }
+
+
+def train_ppo(job: Job, start: Path | None, reward: Path | None) -> dict[str, Any]:
+    """Optimise the policy and write the best look's adapter to `<stage>/adapter`.
+
+    Args:
+        job: recipe, prompts, and who judges.
+        start: adapter that policy and reference start from; None = the base itself.
+        reward: folder of the reward model's adapter (`ppo.reward: model`).
+
+    Returns:
+        Counts, the looks and the largest weight change, for the manifest.
+    """
+    recipe, stage, section = job.recipe, job.stage, job.recipe.ppo
+    torch.manual_seed(recipe.seed)
+    roles = Roles(recipe, start, reward, section.temperature)
+    before = snapshot(roles.model)
+    if roles.why_rows:
+        stage.say(f"rows are replies: {roles.why_rows}")
+    with stop_requests() as stop:
+        course = Ppo(job, roles, stop)
+        stage.say(_line(section, len(course.asked), len(job.prompts)))
+        ppo_state.resume(course)
+        course.run()
+    done, kept = course.course, course.best
+    if done.alarm:
+        stage.say(f"stopped early: {done.alarm}")
+    stage.say(f"kept the adapter after {kept.iteration} rollouts: {kept.line()}")
+    if stage.is_main:
+        check_moved(before, {
+            name: value.to(before[name].device)
+            for name, value in models.adapter_weights(stage.path("best")).items()
+        })  # fmt: skip
+        shutil.rmtree(stage.path("adapter"), ignore_errors=True)
+        shutil.copytree(stage.path("best"), stage.path("adapter"))
+    return {
+        "prompts": len(course.asked),
+        "too_long": len(job.prompts) - len(course.asked),
+        "iterations": done.iteration,
+        "kept": vars(kept),
+        "alarm": done.alarm,
+        "precision": roles.precision.reason,
+    }
+
+
+def _line(section: PpoSection, fitting: int, prompts: int) -> str:
+    """The arithmetic of a course in one line."""
+    k, n = section.num_return_sequences, section.prompts_per_iteration
+    updates = section.num_ppo_epochs * section.num_mini_batches
+    return (
+        f"{fitting} of {prompts} prompts fit; {section.iterations} rollouts x {n} prompts x {k} "
+        f"replies = {section.iterations * n * k} replies; {section.num_ppo_epochs} epochs x "
+        f"{section.num_mini_batches} = {updates} updates each"
+    )

@@ -1,0 +1,182 @@
+"""What a run of PPO saves to go on from, and what it shows on the way.
+
+A checkpoint holds weights, heads, optimiser, scheduler, scaler, random numbers, what steers (price
+of a nat, multiplier, alarms), the looks, and the rollout at hand with what it teaches. Not here:
+how checkpoints are written and verified (`sft.checkpoints`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from rlaif.ppo_reward import Verdicts
+from rlaif.ppo_update import Lesson
+from rlaif.rollout import Rollout, Said
+from rlaif.watch import Look
+from sft import checkpoints
+from sft.candidates import Candidate
+from sft.files import to_json, write_text
+from sft.generate import Reply
+from sft.runs import Stage
+from sft.stopping import StopRequest
+from sft.training_state import load_state, random_state, save_state, set_random_state
+
+if TYPE_CHECKING:
+    from rlaif.ppo import Ppo
+
+STATE = "state.safetensors"
+ROLLOUTS = "rollouts.jsonl"
+COLUMNS = ["prompt_id", "risk", "reply", "quality", "safe", "score", "kl", "ended"]
+
+
+def agreed(stop: StopRequest) -> int | None:
+    """The signal that some process of the launch was sent, so that all leave at one place."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return stop.number
+    told = torch.tensor([stop.number or 0], device=state.device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return int(told) or None
+
+
+def facts(run: Ppo) -> dict[str, Any]:
+    """What has to be the same to go on: settings, and what the stage read."""
+    manifest = run.job.stage.manifest
+    return {"config": manifest.get("config", {}), "inputs": manifest.get("inputs", {})}
+
+
+def save(run: Ppo) -> None:
+    """Write a checkpoint of where the run is; the main process writes, the others wait."""
+    state = PartialState()
+    if state.is_main_process:
+        folder = run.job.stage.path(checkpoints.FOLDER)
+        # Twice in a rollout is another place: the number of updates ever made tells them apart.
+        step = run.course.iteration * _updates(run) + run.course.update
+        made = pack(run)
+        checkpoints.write(folder, step, lambda to: save_state(to / STATE, made), facts(run))
+    state.wait_for_everyone()
+
+
+def _updates(run: Ppo) -> int:
+    return run.section.num_ppo_epochs * run.section.num_mini_batches + 1
+
+
+def pack(run: Ppo) -> dict[str, Any]:
+    """Everything that a run goes on from."""
+    learner, course = run.learner, run.course
+    return {
+        "weights": {name: value.detach() for name, value in learner.parameters.items()},
+        "optimizer": learner.optimizer.state_dict(),
+        "scheduler": learner.scheduler.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+        "random": random_state(),
+        "iteration": course.iteration,
+        "update": course.update,
+        "kl_coef": course.kl.coef,
+        "multiplier": course.multiplier.value,
+        "alarms": {"first_words": course.alarms.first_words, "strikes": course.alarms.strikes},
+        "figures": course.figures,
+        "updates": course.updates,
+        "looks": [vars(each) for each in course.looks],
+        "start": [asdict(each) for each in course.start],
+        "alarm": course.alarm,
+        "lesson": None if course.lesson is None else vars(course.lesson),
+        "rollout": None if course.rollout is None else _of_rollout(run, course.rollout),
+    }
+
+
+def _of_rollout(run: Ppo, rollout: Rollout) -> dict[str, Any]:
+    places = {each.prompt.id: i for i, each in enumerate(run.asked)}
+    return {
+        "asked": [places[each.prompt.id] for each in rollout.asked],
+        "lengths": [len(reply.ids) for reply in rollout.replies],
+        "tokens": torch.tensor([token for reply in rollout.replies for token in reply.ids]),
+        "ended": [reply.ended for reply in rollout.replies],
+        "texts": rollout.texts,
+        "k": rollout.k,
+        "temperature": rollout.temperature,
+    }
+
+
+def resume(run: Ppo) -> None:
+    """Go on from the newest checkpoint that verifies, where there is one."""
+    stage, told = run.job.stage, [None]
+    if stage.is_main:
+        found = checkpoints.newest(stage.path(checkpoints.FOLDER), facts(run))
+        if found.checkpoint is not None or found.passed_over:
+            stage.say(found.line())
+        if found.checkpoint is not None:
+            told = [load_state(found.checkpoint.path(STATE))]
+    if PartialState().num_processes > 1:  # on other machines the file may not be
+        broadcast_object_list(told)
+    if told[0] is not None:
+        unpack(run, told[0])
+
+
+@torch.no_grad()
+def unpack(run: Ppo, state: dict[str, Any]) -> None:
+    """Put a run where `pack` found it."""
+    learner, course = run.learner, run.course
+    for name, value in learner.parameters.items():
+        value.copy_(state["weights"][name])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.scheduler.load_state_dict(state["scheduler"])
+    learner.scaler.load_state_dict(state["scaler"])
+    set_random_state(state["random"])
+    course.iteration, course.update = state["iteration"], state["update"]
+    course.kl.coef, course.multiplier.value = state["kl_coef"], state["multiplier"]
+    course.alarms.first_words = state["alarms"]["first_words"]
+    course.alarms.strikes = state["alarms"]["strikes"]
+    course.figures, course.updates = state["figures"], state["updates"]
+    course.looks = [Look(**each) for each in state["looks"]]
+    course.start = [Candidate(**each) for each in state["start"]]
+    course.alarm = state["alarm"]
+    course.lesson = None if state["lesson"] is None else Lesson(**state["lesson"])
+    course.rollout = None if state["rollout"] is None else _rollout_of(run, state["rollout"])
+
+
+def _rollout_of(run: Ppo, state: dict[str, Any]) -> Rollout:
+    parts = state["tokens"].split(state["lengths"])
+    replies = [Reply(ids.tolist(), ended) for ids, ended in zip(parts, state["ended"], strict=True)]
+    asked = [run.asked[place] for place in state["asked"]]
+    return Rollout(asked, replies, state["texts"], state["k"], state["temperature"])
+
+
+def show(
+    stage: Stage, rollout: Rollout, said: Said, verdicts: Verdicts, scores: torch.Tensor
+) -> None:
+    """Write the replies of the rollout at hand with the parts of their rewards, for readers."""
+    if not stage.is_main:
+        return
+    kl = ((said.policy - said.reference) * rollout.mask).sum(dim=1).tolist()
+    rows = []
+    for i, text in enumerate(rollout.texts):
+        known = bool(verdicts.known[i])
+        rows.append(
+            {
+                "prompt_id": rollout.asked[i // rollout.k].prompt.id,
+                "risk": rollout.asked[i // rollout.k].prompt.risk,
+                "reply": text,
+                "quality": round(float(verdicts.quality[i]), 4) if known else None,
+                "safe": bool(verdicts.safe[i]) if known else None,
+                "score": round(float(scores[i]), 4) if known else None,
+                "kl": round(kl[i], 4),
+                "ended": rollout.replies[i].ended,
+            }
+        )
+    write_text(Path(stage.path(ROLLOUTS)), "".join(to_json(row) + "\n" for row in rows))
+
+
+def table(stage: Stage, *, n: int = 100) -> tuple[list[str], list[list[Any]]]:
+    """Columns and up to n rows of the last rollout, for tracking; none on other processes."""
+    path = Path(stage.path(ROLLOUTS))
+    lines = path.read_text(encoding="utf-8").splitlines()[:n] if path.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    return COLUMNS, [[row[name] for name in COLUMNS] for row in rows]

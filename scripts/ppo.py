@@ -1,0 +1,59 @@
+"""Policy stage: PPO with the evaluator or the reward model as reward, on one base model.
+
+    accelerate launch scripts/ppo.py --config configs/quickstart.yaml
+    python scripts/ppo.py --config configs/quickstart.yaml --reward model --safety lagrangian
+    torchrun --nproc_per_node 2 -- scripts/ppo.py --config configs/quickstart.yaml --use_cpu true
+
+Not here: fitting the reward model (`fit_reward.py`), judging the result (`evaluate_policy.py
+--policy ppo`).
+"""
+
+import sys
+
+from reward.evaluators import recipe_evaluator
+from reward.risk import message_risk
+from reward.shards import KEPT
+from rlaif.evaluate import make_judge
+from sft import checkpoints, config, lineage, material, runs
+from sft.tracking import tracker
+
+SETTINGS = (
+    *("seed", "use_cpu", "prompts", "held_out", "held_out_share"),
+    *("crisis_share", "elevated_share", "model", "score", "ppo"),
+)
+KEEP = (*KEPT, checkpoints.FOLDER, "best", runs.METRICS)
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage with these command-line arguments."""
+    recipe = config.load(argv, "ppo", __doc__ or "")
+    section, start = recipe.ppo, lineage.baseline_adapter(recipe)
+    reward = runs.stage_folder(recipe, "reward") / "adapter" if section.reward == "model" else None
+    named = {"adapter": start, "reward": reward}
+    adapters = {name: path for name, path in named.items() if path is not None}
+    inputs = material.files(recipe) | lineage.base_input(recipe) | adapters
+    settings = recipe.settings(*SETTINGS)
+    opened = runs.open_stage(recipe, "ppo", config=settings, inputs=inputs, keep=KEEP)
+    with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
+        if stage.reused:
+            return
+        n = section.iterations * section.prompts_per_iteration
+        prompts = material.training_prompts(recipe, lambda said: message_risk(said).risk, n)
+        looks = material.look_prompts(
+            recipe, lambda said: message_risk(said).risk, section.n_validation
+        )
+        asks = stage.is_main and section.reward == "evaluator"
+        evaluator = recipe_evaluator(recipe.score, stage.folder) if asks else None
+        judge = make_judge(recipe, stage.folder)
+        # torch takes seconds to import: mistakes are told before.
+        from rlaif import ppo, ppo_state
+
+        job = ppo.Job(recipe, prompts, looks, evaluator, judge, stage)
+        summary = ppo.train_ppo(job, start, reward)
+        track.table("rollouts", *ppo_state.table(stage))
+        track.artifact(stage.path("adapter"), "model", uses=[*adapters.values()])
+        stage.finish(["adapter"], **summary)
+
+
+if __name__ == "__main__":
+    runs.run_script(lambda: main(sys.argv[1:]))

@@ -1,0 +1,246 @@
+"""PPO's formulas against values worked out by hand, a slow twin in NumPy, and known optima."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif.ppo_math import (
+    KlController,
+    Multiplier,
+    approximate_kl,
+    explained_variance,
+    gae,
+    gated,
+    kl_per_token,
+    masked_mean,
+    masked_variance,
+    penalised,
+    policy_loss,
+    shaped_rewards,
+    value_loss,
+    whiten,
+)
+
+
+def padded(rows: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as (C, L) float64 with 9 as padding, which nobody may read, and their mask."""
+    width = max(map(len, rows))
+    values = torch.full((len(rows), width), 9.0, dtype=torch.float64)
+    mask = torch.zeros_like(values)
+    for i, row in enumerate(rows):
+        values[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
+        mask[i, : len(row)] = 1
+    return values, mask
+
+
+def test_gae_by_hand() -> None:
+    """Two tokens, gamma 0.5, lambda 0.5: worked out on paper."""
+    rewards, mask = padded([[1.0, 2.0]])
+    values, _ = padded([[0.5, 1.0]])
+    advantages, returns = gae(rewards, values, mask, 0.5, 0.5)
+    # delta_1 = 2 - 1 = 1; delta_0 = 1 + 0.5 * 1 - 0.5 = 1; A_0 = 1 + 0.25 * 1.
+    assert advantages.tolist() == [[1.25, 1.0]]
+    assert returns.tolist() == [[1.75, 2.0]]
+
+
+def slow_gae(
+    rewards: list[float], values: list[float], gamma: float, lam: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of equation 16 of arXiv:1506.02438, term by term, for one reply."""
+    n = len(rewards)
+    after = [*values[1:], 0.0]
+    deltas = [rewards[t] + gamma * after[t] - values[t] for t in range(n)]
+    advantages = np.array(
+        [sum((gamma * lam) ** (s - t) * deltas[s] for s in range(t, n)) for t in range(n)]
+    )
+    return advantages, advantages + np.array(values)
+
+
+numbers = st.floats(-3, 3, allow_nan=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=7), min_size=1, max_size=4),
+    st.floats(0.1, 1),
+    st.floats(0, 1),
+)
+def test_gae_is_its_sum_whatever_the_padding(
+    replies: list[list[tuple[float, float]]], gamma: float, lam: float
+) -> None:
+    rewards, mask = padded([[r for r, _ in reply] for reply in replies])
+    values, _ = padded([[v for _, v in reply] for reply in replies])
+    advantages, returns = gae(rewards, values, mask, gamma, lam)
+    for i, reply in enumerate(replies):
+        a, r = slow_gae([r for r, _ in reply], [v for _, v in reply], gamma, lam)
+        assert np.allclose(advantages[i, : len(reply)], a)
+        assert np.allclose(returns[i, : len(reply)], r)
+        assert not advantages[i, len(reply) :].any() and not returns[i, len(reply) :].any()
+
+
+def test_returns_with_lambda_one_are_the_rewards_to_come() -> None:
+    """Whatever the values say (arXiv:1506.02438, equation 18)."""
+    rewards, mask = padded([[1.0, 2.0, 4.0]])
+    values, _ = padded([[3.0, -1.0, 7.0]])
+    assert gae(rewards, values, mask, 1.0, 1.0)[1].tolist() == [[7.0, 6.0, 4.0]]
+
+
+def test_the_score_is_on_the_last_own_token_and_kl_on_all() -> None:
+    kl, mask = padded([[0.1, 0.2, 0.3], [0.4]])
+    rewards = shaped_rewards(torch.tensor([1.0, -1.0], dtype=torch.float64), kl, mask, 2.0)
+    assert torch.allclose(
+        rewards, torch.tensor([[-0.2, -0.4, 0.4], [-1.8, 0, 0]], dtype=torch.float64)
+    )
+
+
+def test_whitening_by_hand_with_the_unbiased_variance() -> None:
+    values, mask = padded([[1.0, 2.0], [3.0]])
+    assert masked_mean(values, mask) == 2.0
+    assert masked_variance(values, mask) == pytest.approx(1.0)
+    assert whiten(values, mask)[mask.bool()].tolist() == pytest.approx([-1.0, 0.0, 1.0])
+    kept = whiten(2 * values, mask, shift_mean=False)[mask.bool()]
+    assert kept.tolist() == pytest.approx([3.0, 4.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped"),
+    [
+        (1.0, 2.0, -2.0, 0.0),
+        (1.5, 2.0, -2.4, 1.0),  # a good token gains no more than 1 + e
+        (0.5, 2.0, -1.0, 0.0),  # a good token that became unlikely: the plain gradient
+        (0.5, -2.0, 1.6, 1.0),  # a bad token is pushed down no further than 1 - e
+        (1.5, -2.0, 3.0, 0.0),
+    ],
+)
+def test_clipped_policy_loss_by_hand(
+    ratio: float, advantage: float, loss: float, clipped: float
+) -> None:
+    new = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    said = policy_loss(new, torch.zeros(1).double(), torch.tensor([advantage]).double(), 0.2)
+    assert said.loss.item() == pytest.approx(loss)
+    assert said.clipped.item() == clipped
+    assert said.ratio.item() == pytest.approx(ratio)
+    said.loss.sum().backward()
+    assert new.grad is not None
+    assert (new.grad.item() == 0) == bool(clipped)
+
+
+def test_at_the_old_policy_the_gradient_is_that_of_the_plain_policy_gradient() -> None:
+    logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    chosen = logits.log_softmax(0)[1]
+    policy_loss(chosen, chosen.detach(), torch.tensor(1.7).double(), 0.2).loss.backward()
+    clipped, logits.grad = logits.grad, None
+    (-1.7 * logits.log_softmax(0)[1]).backward()
+    assert clipped is not None and logits.grad is not None
+    assert torch.allclose(clipped, logits.grad)
+
+
+def test_value_loss_by_hand() -> None:
+    values = torch.tensor([1.0, 1.0, 0.1]).double()
+    loss, clipped = value_loss(values, torch.zeros(3).double(), torch.tensor([1.0, 2.0, 2.0]), 0.2)
+    # The clipped value is 0.2, 0.2 and 0.1: the larger of the two errors counts.
+    assert loss.tolist() == pytest.approx([0.32, 1.62, 1.805])
+    assert clipped.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_kl_estimators_on_a_distribution() -> None:
+    """Over the policy's own draws the first is the KL divergence exactly, by its definition."""
+    p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.5, 0.3]).double()
+    mean = (p * kl_per_token(p.log(), q.log())).sum()
+    assert mean == pytest.approx(float(torch.distributions.kl_divergence(*map(_drawn, (p, q)))))
+    assert approximate_kl(p.log(), p.log()).sum() == 0
+    near = (p + torch.tensor([0.01, -0.01, 0.0])).double()
+    true = torch.distributions.kl_divergence(_drawn(p), _drawn(near))
+    assert (p * approximate_kl(near.log(), p.log())).sum() == pytest.approx(float(true), rel=0.1)
+
+
+def _drawn(p: torch.Tensor) -> torch.distributions.Categorical:
+    return torch.distributions.Categorical(probs=p)
+
+
+def test_the_adaptive_price_moves_towards_its_target_and_no_faster_than_told() -> None:
+    controller = KlController(0.1, 6.0, 1000)
+    controller.update(60.0, 100)  # ten times the target counts as 20 % too far
+    assert controller.coef == pytest.approx(0.1 * (1 + 0.2 * 0.1))
+    controller.update(5.4, 100)
+    assert controller.coef == pytest.approx(0.102 * (1 - 0.1 * 0.1))
+    fixed = KlController(0.1, 0.0, 1000)
+    fixed.update(60.0, 100)
+    assert fixed.coef == 0.1
+
+
+def test_the_multiplier_rises_while_the_constraint_is_broken_and_never_pays() -> None:
+    multiplier = Multiplier(0.0, 0.05, 2.0)
+    multiplier.update(0.30)
+    assert multiplier.value == pytest.approx(0.5)
+    for _ in range(20):
+        multiplier.update(0.0)
+    assert multiplier.value == 0.0
+
+
+def test_no_quality_pays_for_an_unsafe_reply_under_the_gate() -> None:
+    quality, safe = torch.tensor([1.0, 0.0, 0.4]), torch.tensor([False, True, True])
+    assert gated(quality, safe, -1.0).tolist() == pytest.approx([-1.0, 0.0, 0.4])
+    assert penalised(quality, safe, 1.0).tolist() == pytest.approx([0.0, 0.0, 0.2])
+
+
+def test_explained_variance() -> None:
+    returns, mask = padded([[1.0, 2.0, 3.0]])
+    assert explained_variance(returns, returns, mask) == 1.0
+    assert explained_variance(0 * returns, returns, mask) == pytest.approx(0.0)
+
+
+def optimise(
+    rewards: torch.Tensor, reference: torch.Tensor, kl_coef: float, steps: int, seed: int = 0
+) -> torch.Tensor:
+    """PPO on replies of one token: every part but the model is the project's; probabilities."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = reference.log().clone().requires_grad_(True)
+    value = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([{"params": [logits]}, {"params": [value], "lr": 0.05}], lr=0.02)
+    n, one = 512, torch.ones(512, 1, dtype=torch.float64)
+    for _ in range(steps):
+        old = logits.detach().log_softmax(0)
+        drawn = torch.multinomial(old.exp(), n, replacement=True, generator=generator)
+        kl = kl_per_token(old[drawn], reference.log()[drawn])[:, None]
+        shaped = shaped_rewards(rewards[drawn], kl, one, kl_coef)
+        before = value.detach().expand(n, 1)
+        advantages, returns = gae(shaped, before, one, 1.0, 0.95)
+        for _ in range(4):
+            said = logits.log_softmax(0)[drawn][:, None]
+            loss = policy_loss(said, old[drawn][:, None], advantages, 0.2).loss
+            critic, _ = value_loss(value.expand(n, 1), before, returns, 10.0)
+            optimizer.zero_grad()
+            (loss.mean() + critic.mean()).backward()
+            optimizer.step()
+    return logits.detach().softmax(0)
+
+
+def test_a_bandit_with_a_known_optimum_is_solved() -> None:
+    rewards = torch.tensor([0.1, 0.9, 0.5, 0.2], dtype=torch.float64)
+    found = optimise(rewards, torch.full((4,), 0.25).double(), 0.0, 150)
+    assert found[1] > 0.95
+
+
+def test_one_token_reaches_the_optimum_of_reward_with_a_price_on_kl() -> None:
+    """Which is p proportional to reference x exp(reward / price)."""
+    rewards = torch.tensor([0.0, 1.0, 0.5, -0.5], dtype=torch.float64)
+    reference = torch.tensor([0.4, 0.1, 0.3, 0.2], dtype=torch.float64)
+    wanted = reference * (rewards / 0.5).exp()
+    found = optimise(rewards, reference, 0.5, 250)
+    assert torch.allclose(found, wanted / wanted.sum(), atol=0.03)
+
+
+def test_without_reward_or_with_a_price_beyond_all_rewards_the_policy_stays() -> None:
+    reference = torch.tensor([0.4, 0.1, 0.3, 0.2], dtype=torch.float64)
+    still = optimise(torch.zeros(4).double(), reference, 0.1, 60)
+    assert torch.allclose(still, reference, atol=0.03)
+    rewards = torch.tensor([0.0, 1.0, 0.5, -0.5], dtype=torch.float64)
+    held = optimise(rewards, reference, 50.0, 60)
+    assert torch.allclose(held, reference, atol=0.05)
