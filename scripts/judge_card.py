@@ -16,9 +16,8 @@ from reward.probes import asked
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from reward.service import Service
 from sft.files import UserError, write_json
-from sft.recipe import LOCAL_HOSTS
 from sft.runs import Progress, run_script
-from sft.service_settings import ServiceSection
+from sft.service_settings import LOCAL_HOSTS, ServiceSection
 
 
 def arguments() -> argparse.Namespace:
