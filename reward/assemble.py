@@ -55,18 +55,24 @@ class Desk:
 
     def __init__(self, plan: Plan, rubric: Rubric, name: str, repeats: int) -> None:
         self.plan, self._rubric, self._name, self._repeats = plan, rubric, name, repeats
-        self._open = Counter(n for q in plan.questions.values() for n in q.slots)
-        self._heard: dict[int, list[tuple[Question, Heard | Unread]]] = {}
-        self._left = dict(self._open)
+        self._left = Counter(n for q in plan.questions.values() for n in q.slots)
+        self._heard: dict[int, dict[str, Heard | Unread]] = {}
+        self._keys: dict[int, list[str]] = {}
+        for key, question in plan.questions.items():
+            for number in question.slots:
+                self._keys.setdefault(number, []).append(key)
 
     def take(self, key: str, found: Heard | Unread) -> Iterator[Assessment]:
         """Note an answer; gives the assessments of all candidates whose reply is done with it."""
         question = self.plan.questions[key]
         for number in question.slots:
-            self._heard.setdefault(number, []).append((question, found))
+            self._heard.setdefault(number, {})[key] = found
             self._left[number] -= 1
             if not self._left[number]:
-                yield from self._assessments(number, self._heard.pop(number))
+                heard = self._heard.pop(number)
+                # In the order of the plan: in whatever order answers come, the same comes of them.
+                own = [(self.plan.questions[k], heard[k]) for k in self._keys.pop(number)]
+                yield from self._assessments(number, own)
 
     def _assessments(
         self, number: int, heard: Sequence[tuple[Question, Heard | Unread]]

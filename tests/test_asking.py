@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_faults import mixed
+from test_paying import BatchService
 
 from reward import rehearsal
 from reward.asking import Asking
@@ -155,8 +158,6 @@ def test_the_cap_holds_in_each_mode(path, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_gives_what_single_calls_give(path, tmp_path, mode, monkeypatch):
-    from tests.test_paying import BatchService
-
     monkeypatch.setitem(ask_in_batches.__kwdefaults__, "poll_s", 0.01)
     service = BatchService()
     with rehearsal.running(service) as url:
@@ -188,6 +189,28 @@ def test_todays_keys_are_those_of_answers_already_paid():
         form = Form(RUBRIC, risk, "judge")
         assert form.request(prompt, candidate).key == key
         assert len({form.request(prompt, candidate, n).key for n in (1, 2, 3)}) == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mixed_faults_are_met_in_each_mode(path, mode):
+    faults, lock, calls = mixed(random.Random(2)), threading.Lock(), Counter[str]()
+
+    def faulty(call: Call) -> Reply | None:
+        with lock:
+            calls["all"] += 1
+        return faults(calls["all"], call)
+
+    with rehearsal.running(Recording(faulty)) as url:
+        made = score(evaluator(url, path, MODES[mode], timeout_s=0.5), 15)
+    assert sum(a.scored for a in made) >= 0.9 * len(made)
+    assert calls["all"] <= 2.0 * 15 * COUNTS[mode]
+    # What was scored has the grades of a run without a fault, and is read again without a call.
+    with rehearsal.running(rehearsal.judge) as url:
+        clean = score(evaluator(url, None, MODES[mode]), 15)
+    for one, other in zip(made, clean, strict=True):
+        if one.scored and len(one.judgements) == len(other.judgements):
+            assert (one.criteria, one.safe) == (other.criteria, other.safe)
+    assert score(evaluator("http://localhost:1/v1", path, MODES[mode], offline=True), 15) == made
 
 
 # --- repeats -----------------------------------------------------------------------------------
