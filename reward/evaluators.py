@@ -34,7 +34,8 @@ def make_evaluator(
         kind: who judges.
         rubric: path of what is judged; None = the project's.
         service: who is asked (openai only).
-        ledger: file of what was answered (openai only); None = nothing is kept.
+        ledger: file of what was answered (openai only); None = nothing is kept, and all is
+            asked again in each call.
         offline: read the ledger and ask nobody (openai only); no key is needed.
         asking: mode, repeats and form of the answers (openai only); None = one reply a request, in
             the first form that the service understands.
@@ -56,6 +57,7 @@ def make_evaluator(
         service,
         ledger=ledger,
         offline=offline,
+        afresh=ledger is None,
         asking=asking or Asking(structured="auto"),
     )
 

@@ -47,6 +47,8 @@ class OpenAIEvaluator:
         service: who is asked.
         ledger: file of what was answered; None = kept in memory, and paid again by the next one.
         offline: read the ledger and ask nobody; no key is needed.
+        afresh: without a ledger, ask again in each call what an earlier call has answered, to see
+            whether the judge says the same.
         pace: how patient to be with the service.
         asking: mode, repeats and form of the answers.
 
@@ -61,6 +63,7 @@ class OpenAIEvaluator:
         *,
         ledger: Path | None = None,
         offline: bool = False,
+        afresh: bool = False,
         pace: Pace | None = None,
         asking: Asking | None = None,
     ) -> None:
@@ -68,7 +71,8 @@ class OpenAIEvaluator:
             service.key()
         self.name, self.service, self._offline = service.name, service, offline
         self._rubric, self.rubric = rubric, rubric.id
-        self.ledger, self._memory = ledger, memory_ledger()
+        self.ledger, self._memory, self._afresh = ledger, memory_ledger(), afresh
+        self._found_way: Way | None = None
         self._pace, self._asking = pace or Pace(), asking or Asking()
         self._interviews: dict[tuple[Asking, Way], Interview] = {}
         self._client: Client[Heard] | None = None
@@ -156,7 +160,7 @@ class OpenAIEvaluator:
         tick: Callable[[], None],
     ) -> Way:
         """The form to ask for; found out where nobody has, and something is left to ask."""
-        way = noted_way(ledger, self.service, self._asking)
+        way = self._found_way or noted_way(ledger, self.service, self._asking)
         if way is not None:
             return way
         way = self._asking.ways()[0]
@@ -167,7 +171,10 @@ class OpenAIEvaluator:
         first = next((q for key, q in questions.items() if key not in known), None)
         if first is None:
             return way
-        return find_way(self.service, ledger, self._asking, self._pace, first, CHANGE, tick)
+        self._found_way = find_way(
+            self.service, ledger, self._asking, self._pace, first, CHANGE, tick
+        )
+        return self._found_way
 
     def _check_company(
         self,
@@ -236,7 +243,9 @@ class OpenAIEvaluator:
             asyncio.run(self._client.ask_all(plan.requests, done, lambda: advance(0)))
 
     def _opened(self) -> AbstractContextManager[Ledger]:
-        return open_ledger(self.ledger) if self.ledger else nullcontext(self._memory)
+        if self.ledger:
+            return open_ledger(self.ledger)
+        return nullcontext(memory_ledger() if self._afresh else self._memory)
 
     def _interview(self, asking: Asking, way: Way) -> Interview:
         if (asking, way) not in self._interviews:

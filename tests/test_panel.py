@@ -14,10 +14,11 @@ from reward import rehearsal
 from reward.asking import Asking
 from reward.confidence import repeat_noise, verdict_share, vote_share
 from reward.evaluator import Assessment, BulkEvaluator
-from reward.evaluators import recipe_evaluator
+from reward.evaluators import make_evaluator, recipe_evaluator
 from reward.ledger import open_ledger
 from reward.offline import EmbeddedEvaluator
 from reward.panel import Panel
+from reward.probes import Case, order_lines
 from reward.rehearsal import Call, Reply, completion
 from reward.remote import OpenAIEvaluator
 from reward.rubric import load_rubric
@@ -266,3 +267,42 @@ def test_the_stages_walk_with_each_way_of_asking(tmp_path, stages, ask):
     with open_ledger(tmp_path / "t" / "scores" / "ledger.sqlite") as ledger:
         assert ledger.spent() == pytest.approx(judge.billed)
     assert (tmp_path / "t" / "pairs" / "pairs.jsonl").stat().st_size > 0
+
+
+# --- the judge card of a service ----------------------------------------------------------------
+
+
+def case_of(n: int, k: int) -> list[Case]:
+    prompts, candidates = rows(n, k)
+    return [Case(p, tuple(c for c in candidates if c.prompt_id == p.id)) for p in prompts]
+
+
+def card_lines(script: Recording, **asking: Any) -> dict[str, Any]:
+    """What the judge card says of order, company and repeats, by the line's name."""
+    with rehearsal.running(script) as url:
+        service = Service("judge", url)
+        evaluator = make_evaluator("openai", rubric=None, service=service,
+                                   asking=Asking(structured="auto", **asking))  # fmt: skip
+        lines = order_lines(evaluator, case_of(6, 4), lambda count: None)
+    return {line.name: line.evaluator.value for line in lines}
+
+
+def test_asked_again_means_asked_again():
+    asked = Recording()
+    lines = card_lines(asked)
+    assert lines["grade moves when asked again"] == 0
+    assert len(asked.bodies) == 6 * 4 * 4  # as they stand, reversed, alone, again
+    assert card_lines(noisy(3))["grade moves when asked again"] > 0.5
+
+
+def test_the_card_tells_whom_company_moves():
+    assert card_lines(Recording(), ask="together")["grade moves when judged alone"] == 0
+
+    def by_place(call: Call) -> Reply | None:
+        said = rehearsal.verdict(call.body)
+        for place, each in enumerate(said.get("verdicts", [])):
+            each.update(dict.fromkeys(RUBRIC.criteria, 1 + place))
+        return Reply(body=completion(json.dumps(said)))
+
+    lines = card_lines(Recording(by_place), ask="together")
+    assert lines["grade moves when judged alone"] > 0.5
