@@ -23,6 +23,20 @@ def judging_problems(score: ScoreSection, evaluate: EvaluateSection) -> list[Pro
             " set score.agreement_prompts 0"
         )
         found.append((("score.mode", "score.agreement_prompts"), text))
+    services = [score.evaluator != EMBEDDED, *(text != EMBEDDED for text in score.panel)]
+    changed = {
+        "ask": score.ask != "one",
+        "repeats": score.repeats > 1,
+        "expected_grades": score.expected_grades,
+    }
+    if not any(services):
+        text = (
+            "the embedded evaluator grades one reply at a time and says the same each time: this"
+            " needs evaluator openai"
+        )
+        found += [
+            ((f"score.{name}", "score.evaluator"), text) for name, on in changed.items() if on
+        ]
     return found + (_panel(score, evaluate) if score.panel else [])
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_faults import mixed
 from test_paying import BatchService
 
 from reward import rehearsal
-from reward.asking import Asking
-from reward.assemble import majority_safe
+from reward.asking import Asking, Way
+from reward.assemble import Desk, Heard, majority_safe
 from reward.batch import ask_in_batches
 from reward.budget import Prices
 from reward.confidence import repeat_noise
@@ -26,7 +28,7 @@ from reward.evaluator import Assessment, direct_verdict
 from reward.ledger import open_ledger
 from reward.pairing import Judged, Pair, compare
 from reward.pairs import make_pairs
-from reward.questions import Interview
+from reward.questions import Interview, Said
 from reward.rehearsal import Call, Reply, completion
 from reward.remote import OpenAIEvaluator
 from reward.request import Form
@@ -543,6 +545,52 @@ def test_identical_replies_are_one_and_their_verdicts_both_ones():
     assert made[-1].quality == made[0].quality == 1.0
     assert (made[-1].tokens, made[-1].cost) == (0, 0.0)
     assert made[3].compared == dict.fromkeys(["c0-0", "twin", "c0-1", "c0-2"], "worse")
+
+
+PLAN = Interview(RUBRIC, "judge", Asking(ask="pairwise"), Way()).plan(*rows(1))
+TURNED = {"first": "second", "second": "first", "tie": "tie"}
+
+
+def told(verdicts: list[str], unsafe: set[int], *, turned: bool = False) -> list[Assessment]:
+    """Assessments where the n-th comparison says the n-th verdict, or the other one."""
+    desk, left, made = Desk(PLAN, RUBRIC, "judge", 1), list(verdicts), []
+    name = next(n for n, i in RUBRIC.items("none").items() if i.verdict == "unsafe")
+    for key, question in PLAN.questions.items():
+        said: dict[str, Any] = {"critique": "", **flow()}
+        if question.kind == "preference":
+            verdict = left.pop()
+            said["better"] = TURNED[verdict] if turned else verdict
+        elif question.slots[0] in unsafe:
+            said[name] = not said[name]
+        made += desk.take(key, Heard([Said(said)], 1, 0.0))
+    return sorted(made, key=lambda a: a.candidate_id)
+
+
+@given(
+    st.lists(st.sampled_from(sorted(TURNED)), min_size=12, max_size=12),
+    st.sets(st.integers(0, 3)),
+)
+def test_the_laws_of_pairs_hold_whatever_comparisons_say(verdicts, unsafe):
+    made = told(verdicts, unsafe)
+    assert all(a.scored and 0 <= (a.quality or 0.0) <= 1 for a in made)
+    for one, other in combinations(made, 2):
+        both = (direct_verdict(one, other), direct_verdict(other, one))
+        assert both in {("better", "worse"), ("worse", "better"), ("tie", "tie"),
+                        ("order", "order")}  # fmt: skip
+    pairs = pairs_of(made, K).pairs
+    for pair in pairs:
+        places = (int(pair.chosen_id[-1]), int(pair.rejected_id[-1]))
+        assert places[0] not in unsafe
+        assert (pair.rule == "safety") == (places[1] in unsafe)
+        assert pair.margin > 0
+        if pair.rule == "quality":
+            assert made[places[0]].compared[pair.rejected_id] == "better"
+    # Turned round, every verdict turns the pairs by quality round.
+    turned = pairs_of(told(verdicts, unsafe, turned=True), K).pairs
+    assert {(p.chosen_id, p.rejected_id, round(p.margin, 9)) for p in pairs
+            if p.rule == "quality"} == {
+        (p.rejected_id, p.chosen_id, round(p.margin, 9)) for p in turned if p.rule == "quality"
+    }  # fmt: skip
 
 
 # --- the form, found out -----------------------------------------------------------------------

@@ -162,6 +162,8 @@ FLAGS = ["--run", "t", "--evaluator", "openai", "--evaluator_model", "a", "--bas
         (["--panel", "embedded", "--evaluate.judge", "embedded"], "may not judge the result"),
         (["--ask", "pairwise", "--expected_grades"], "two replies compared have no grades"),
         (["--ask", "together", "--mode", "batch"], "cannot stop after a sample"),
+        (["--evaluator", "embedded", "--repeats", "2", "--ask", "together"],
+         r"(?s)2 problems.*score\.ask .*this needs evaluator openai.*score\.repeats"),
         (["--repeats", "0"], "greater than or equal to 1"),
         (["--structured", "xml"], "json_schema"),
     ],
