@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
+from sft.judges import judging_problems
 from sft.pair_settings import LONGER, PairSection
 from sft.ppo_settings import PpoSection
 from sft.reward_settings import RewardSection
@@ -28,10 +29,9 @@ from sft.sections import (
     ScoreSection,
     Share,
 )
-from sft.service_settings import PartsSection, Positive, Section, ServiceSection
+from sft.service_settings import LOCAL_HOSTS, PartsSection, Positive, Section, ServiceSection
 from sft.trainer_fields import CONFIGS, trainer_fields
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 Problem = tuple[tuple[str, ...], str]
 
 
@@ -132,7 +132,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
-        problems += [*_pairs(self), *_trainers(self)]
+        problems += [*_pairs(self), *_trainers(self), *judging_problems(self.score, self.evaluate)]
         if problems:
             raise Impossible(problems)
         return self
