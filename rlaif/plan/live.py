@@ -42,12 +42,14 @@ class Work:
         batch: of a tree; else rows and tokens.
         learn: with a gradient.
         checkpointing: of the layers.
+        copies: roles that read the same tree in one pass.
     """
 
     kind: Literal["sft", "tree", "ends", "states"]
     batch: TreeBatch | tuple[int, int]
     learn: bool
     checkpointing: bool
+    copies: int = 1
 
     @property
     def positions(self) -> int:
@@ -129,7 +131,8 @@ def _peak(
     batch = work.batch
     masks: dict[str, Any] = {}
     if isinstance(batch, TreeBatch):
-        masks = masks_for(base, batch.ends, "cpu" if on_cpu else "other")
+        ends = batch.ends.repeat(work.copies, 1)
+        masks = masks_for(base, ends, "cpu" if on_cpu else "other")
         if (kernel := section.attn_implementation) in BY_PIECES:
             base.set_attn_implementation(BY_PIECES[kernel] if on_cpu else FUSED[kernel])
     made.train()
@@ -178,8 +181,11 @@ def _forward(base: Any, work: Work, masks: dict[str, Any]) -> torch.Tensor:
             said = base(input_ids=ids, labels=ids, attention_mask=None, fused_lm_head=True)
             return said.log_probs.sum()
         return backbone(input_ids=ids, use_cache=False).last_hidden_state.float().sum()
+    ids, positions = (
+        each.repeat(work.copies, 1) for each in (batch.input_ids, batch.position_ids)
+    )
     states = backbone(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, **masks, use_cache=False
+        input_ids=ids, position_ids=positions, **masks, use_cache=False
     ).last_hidden_state
     chosen = states.flatten(0, 1)[batch.where]
     if work.kind == "ends":

@@ -8,14 +8,14 @@ Weights are counted on the device "meta", activations are what a step on fake te
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from rlaif.plan.live import Alive, Work, alive
-from rlaif.plan.work import Longest, dpo_work, finetune_work, longest, reward_work
-from sft.config import Recipe, TrainingSection
+from rlaif.plan.work import Longest, dpo_work, finetune_work, longest, ppo_work, reward_work
+from sft.config import DpoSection, Recipe, RewardSection
 from sft.model import DTYPES, choose_precision
 from sft.shapes import Counts, Shape, count, read_shape, without_weights
 
@@ -27,14 +27,15 @@ ADAM, ADAM_8BIT = 8.0, 2.0 + 2 * 4 / 256  # bytes a parameter; 8-bit states have
 CONTEXT = 600_000_000  # of CUDA and its libraries, about; assumed
 # TRL's head with Triton: a tile of logits in 16 bit, and the states' gradient in float32.
 HEAD_TOKENS, HEAD_VOCABULARY = 4096, 32768
+SAMPLED = 16  # bytes of a row's logit: in 16 bit, in float32, as probability and in order; assumed
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a stage at its peak, by part; they add up to `total`."""
+    """Bytes of a stage at its peak by part, which add up to `total`, and in which phase that is."""
 
+    phase: str
     parts: Mapping[str, int]
-    positions: int  # token positions of a micro-step
 
     @property
     def total(self) -> int:
@@ -75,15 +76,29 @@ class Model:
         }
         return {name: size for name, size in found.items() if size}
 
-    def trained(self, section: TrainingSection) -> dict[str, int]:
-        """Bytes of one trained adapter: weights, where they started, gradients, optimiser."""
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values of a token in all layers."""
+        config = self.shape.config
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        return 2 * self.shape.layers * shared * width * self.dtype.itemsize
+
+    def adapters(self, frozen: int, learning: int, optim: str | None) -> dict[str, int]:
+        """Bytes of adapters in float32, and of what learns: gradients and the optimiser's state.
+
+        Args:
+            frozen: adapters that do not learn, or copies of where one started.
+            learning: adapters that do.
+            optim: the optimiser; None = there is none now, and no gradient.
+        """
         n = self.counts.adapter
-        return {
-            "adapter": 4 * n,
-            "adapter at the start": 4 * n,
-            "gradients": 4 * n,
-            "optimiser": round(optimiser_bytes(section.optim) * n),
-        }
+        found = {"adapters": 4 * n * learning, "frozen adapters": 4 * n * frozen}
+        if optim is not None:
+            found["gradients"] = 4 * n * learning
+            found["optimiser"] = round(optimiser_bytes(optim) * n * learning)
+        return {name: size for name, size in found.items() if size}
 
     def around(self) -> dict[str, int]:
         """What is there whatever is computed."""
@@ -122,33 +137,91 @@ def optimiser_bytes(name: str) -> float:
 
 def activations(model: Model, work: Work) -> dict[str, int]:
     """What the layers keep, and the largest thing that is made beside it."""
-    found = model.alive(work)
+    if work.kind == "sft" and not model.on_cpu:
+        # TRL's head on a GPU makes one tile at a time, which fake tensors of a CPU do not show.
+        found, head = model.alive(replace(work, kind="states")), _gpu_head(model, work)
+        found = Alive(max(found.fixed, head), found.per_layer)
+    else:
+        found = model.alive(work)
     layers = model.shape.layers
     checkpointed = "checkpoints" if work.checkpointing else "activations"
     kept = f"{checkpointed} of {layers} layers" if work.learn else "between the layers"
-    return {kept: layers * found.per_layer, "one layer and the head": found.fixed}
+    return {kept: layers * found.per_layer, "one layer or the head": found.fixed}
+
+
+def _gpu_head(model: Model, work: Work) -> int:
+    """A tile of logits, the states that go in, and their gradient."""
+    wide, hidden = model.dtype.itemsize, model.shape.config.hidden_size
+    vocabulary = model.counts.embedding // hidden
+    tile = min(work.positions, HEAD_TOKENS) * min(vocabulary, HEAD_VOCABULARY) * wide
+    return tile + work.positions * hidden * (2 * wide + 4)
+
+
+def sampling(model: Model, rows: int, k: int, texts: Longest) -> dict[str, int]:
+    """What sampling k replies a prompt takes beside weights: rows at once, all of full length."""
+    rows = max(k, rows - rows % k)
+    vocabulary = model.counts.embedding // model.shape.config.hidden_size
+    prompt = Work("states", (rows // k, texts.prompt), learn=False, checkpointing=False)
+    cache = rows * (texts.prompt + texts.reply) * model.cache_bytes
+    # A layer's cache is made anew for each token, and logits are sorted and added up in float32.
+    token = cache // model.shape.layers + rows * vocabulary * SAMPLED
+    found = {"KV cache": cache, "one token of all rows": token}
+    reading = cache * texts.prompt // ((texts.prompt + texts.reply) * k)
+    first = {"KV cache": reading, "reading the prompts": model.alive(prompt).fixed}
+    if model.dtype == torch.float32:  # the adapter is added to a copy of the weights
+        merged = {"weights with the adapter": 4 * model.counts.layers}
+        found, first = found | merged, first | merged
+    return max(found, first, key=lambda parts: sum(parts.values()))
+
+
+def phases(model: Model, stage: str, texts: Longest) -> dict[str, dict[str, int]]:
+    """Bytes of a stage's phases by part, beside the base."""
+    recipe = model.recipe
+    if stage == "generate":
+        section = recipe.generate
+        drawn = sampling(model, section.batch_size, section.num_return_sequences, texts)
+        return {"sampling": model.adapters(1, 0, None) | drawn}
+    if stage == "evaluate":
+        both = Longest(texts.prompt, recipe.evaluate.max_new_tokens)
+        drawn = sampling(model, recipe.evaluate.batch_size, 1, both)
+        return {"sampling": model.adapters(2, 0, None) | drawn}
+    if stage == "ppo":
+        return _ppo(model, texts)
+    if stage == "finetune":
+        learning = model.adapters(1, 1, recipe.finetune.optim)
+        return {"training": learning | activations(model, finetune_work(recipe))}
+    section: RewardSection | DpoSection = recipe.dpo
+    works = dpo_work(recipe, texts)
+    if stage == "reward":
+        section, works = recipe.reward, reward_work(recipe, texts)
+    return {
+        "training": model.adapters(1, 1, section.optim) | activations(model, works[0]),
+        "scoring": model.adapters(1, 1, None) | activations(model, works[1]),
+    }
+
+
+def _ppo(model: Model, texts: Longest) -> dict[str, dict[str, int]]:
+    """Sampling, scoring by all roles in one pass, and updates; the optimiser stays throughout."""
+    section = model.recipe.ppo
+    k = section.num_return_sequences
+    own = section.value == "adapter"
+    held = model.adapters(1 + (section.reward == "model"), 1 + own, section.optim)
+    update, scoring = ppo_work(model.recipe, texts)
+    return {
+        "updates": held | activations(model, update),
+        "scoring": held | activations(model, scoring),
+        "sampling": held | sampling(model, section.batch_size, k, texts),
+    }
 
 
 def stage_memory(model: Model, stage: str, texts: Longest | None = None) -> Memory:
-    """Peak bytes of a stage.
+    """Peak bytes of a stage, which is that of its largest phase.
 
     Args:
         model: of the recipe.
-        stage: "finetune", "reward" or "dpo".
+        stage: "finetune", "generate", "reward", "dpo", "ppo" or "evaluate".
         texts: the longest ones; None = the longest that the recipe allows.
     """
-    recipe, texts = model.recipe, texts or longest(model.recipe)
-    section: TrainingSection = recipe.finetune
-    works: tuple[Work, ...] = (finetune_work(recipe),)
-    if stage == "reward":
-        section, works = recipe.reward, reward_work(recipe, texts)
-    elif stage == "dpo":
-        section, works = recipe.dpo, dpo_work(recipe, texts)
-    fixed = model.base() | model.trained(section)
-    found = [fixed | activations(model, works[0]) | model.around()]
-    for work in works[1:]:
-        # Without a gradient, and before there is an optimiser.
-        idle = {name: fixed[name] for name in fixed if name not in ("gradients", "optimiser")}
-        found.append(idle | activations(model, work) | model.around())
-    largest = max(found, key=lambda parts: sum(parts.values()))
-    return Memory(largest, works[0].positions)
+    found = phases(model, stage, texts or longest(model.recipe, stage))
+    name = max(found, key=lambda each: sum(found[each].values()))
+    return Memory(name, model.base() | found[name] | model.around())

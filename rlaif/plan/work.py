@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from reward.model import WIDTH
 from reward.train import SCORED_ROWS
-from reward.tree import build_tree, collate, collate_ends
+from reward.tree import TreeBatch, build_tree, collate, collate_ends
 from rlaif.dpo import REFERENCE_STEPS
 from rlaif.plan.live import Work
 from sft.config import Recipe
@@ -23,9 +23,11 @@ class Longest:
     reply: int
 
 
-def longest(recipe: Recipe) -> Longest:
-    """A reply as long as candidates may be, after the longest prompt that leaves room for it."""
-    reply = recipe.generate.max_new_tokens
+def longest(recipe: Recipe, stage: str) -> Longest:
+    """A reply as long as the stage's may be, after the longest prompt that leaves room for it."""
+    reply = recipe.ppo.max_new_tokens if stage == "ppo" else recipe.generate.max_new_tokens
+    if stage == "evaluate":
+        reply = recipe.evaluate.max_new_tokens
     return Longest(recipe.model.max_length - reply, reply)
 
 
@@ -73,6 +75,16 @@ def dpo_work(recipe: Recipe, texts: Longest) -> tuple[Work, Work]:
     )
 
 
+def ppo_work(recipe: Recipe, texts: Longest) -> tuple[Work, Work]:
+    """A micro-step of an update, and the pass in which all roles score the same prompts."""
+    section = recipe.ppo
+    replies, prompts = section.num_return_sequences, section.per_device_train_batch_size
+    tree = _tree([texts.prompt] * prompts, texts.reply, replies, WIDTH)
+    update = Work("tree", tree, True, section.gradient_checkpointing)
+    roles = 2 + (section.value == "adapter") + (section.reward == "model")
+    return update, replace(update, learn=False, copies=roles)
+
+
 def _filled(room: int, texts: Longest, replies: int) -> list[int]:
     """Prompt lengths of a pack; where one prompt does not fit with its replies, it is cut to."""
     whole = texts.prompt + replies * texts.reply
@@ -90,12 +102,26 @@ def _sequences(prompts: list[int], reply: int, replies: int) -> list[list[int]]:
     return found
 
 
-def _tree(prompts: list[int], reply: int, replies: int):  # type: ignore[no-untyped-def]
+def _tree(prompts: list[int], reply: int, replies: int, multiple: int = 1) -> TreeBatch:
     made = build_tree(_sequences(prompts, reply, replies))
     starts = [length for length in prompts for _ in range(replies)]
-    return collate([made], [starts], 0)
+    return collate([made], [starts], 0, multiple)
 
 
-def _ends(texts: Longest, replies: int, prompts: int):  # type: ignore[no-untyped-def]
+def _ends(texts: Longest, replies: int, prompts: int) -> TreeBatch:
     made = build_tree(_sequences([texts.prompt] * prompts, texts.reply, replies))
     return collate_ends([made], 0, WIDTH)
+
+
+def positions(recipe: Recipe, stage: str) -> int:
+    """Token positions that a stage computes at once, at the longest texts."""
+    texts = longest(recipe, stage)
+    if stage == "generate":
+        k = recipe.generate.num_return_sequences
+        return max(1, recipe.generate.batch_size // k) * texts.prompt
+    if stage == "evaluate":
+        return recipe.evaluate.batch_size * texts.prompt
+    if stage == "finetune":
+        return finetune_work(recipe).positions
+    both = {"reward": reward_work, "dpo": dpo_work, "ppo": ppo_work}[stage](recipe, texts)
+    return both[0].positions
