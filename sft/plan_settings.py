@@ -10,7 +10,7 @@ from sft.sections import Count
 from sft.service_settings import Section
 
 Card = Literal["T4", "L4", "A10", "A100-40", "A100-80", "H100", "H200", "4090", "CPU"]
-PlanStage = Literal["finetune", "generate", "reward", "dpo", "evaluate"]
+PlanStage = Literal["finetune", "generate", "reward", "dpo", "ppo", "evaluate"]
 
 
 class PlanSection(Section):
@@ -21,9 +21,7 @@ class PlanSection(Section):
         default=0.0, ge=0, description="GiB that may be used of it; 0 = all that the card has"
     )
     stages: list[PlanStage] = Field(
-        default=["finetune", "generate", "reward", "dpo", "evaluate"],
-        min_length=1,
-        description="what is planned",
+        default=[], description="what is planned; [] = all, ppo where the recipe has a section of it"
     )
     prompt_tokens: Count = Field(
         default=250,

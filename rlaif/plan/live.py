@@ -15,16 +15,18 @@ import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from reward.tree import TreeBatch, score_tokens
+from reward.tree import TreeBatch, build_tree, collate, collate_ends, score_tokens
 from reward.tree_attention import BY_PIECES, FUSED, masks_for
 from sft.config import ModelSection
 from sft.shapes import Shape, without_weights
@@ -33,20 +35,60 @@ DEPTHS = (2, 3)  # layers of the models that are run
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows of so many tokens each."""
+
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Prompts of these lengths, each with so many replies; all share nothing but their prompt.
+
+    Attributes:
+        prompts: tokens of each.
+        reply: tokens of every reply.
+        replies: of each prompt.
+        multiple: the width is rounded up to a multiple of this.
+        ends: what is read is the last token of each reply, not the tokens before each of its own.
+    """
+
+    prompts: tuple[int, ...]
+    reply: int
+    replies: int
+    multiple: int = 1
+    ends: bool = False
+
+    @cached_property
+    def batch(self) -> TreeBatch:
+        """All of them as one tree."""
+        sequences, starts = [], []
+        for number, length in enumerate(self.prompts):
+            for k in range(self.replies):
+                own = len(self.prompts) + k + 1
+                sequences.append([number + 1] * length + [own] * self.reply)
+                starts.append(length)
+        made = build_tree(sequences)
+        if self.ends:
+            return collate_ends([made], 0, self.multiple)
+        return collate([made], [starts], 0, self.multiple)
+
+
+@dataclass(frozen=True)
 class Work:
     """What one micro-step computes.
 
     Attributes:
-        kind: "sft" = rows through TRL's head; "tree" = a tree, each scored token through the head;
-            "ends" = a tree, the last states of its replies; "states" = rows without a head.
-        batch: of a tree; else rows and tokens.
+        texts: what it reads.
+        head: TRL's on all tokens of rows, this project's on the replies of trees; none otherwise.
         learn: with a gradient.
         checkpointing: of the layers.
         copies: roles that read the same tree in one pass.
     """
 
-    kind: Literal["sft", "tree", "ends", "states"]
-    batch: TreeBatch | tuple[int, int]
+    texts: Rows | Forest
+    head: bool
     learn: bool
     checkpointing: bool
     copies: int = 1
@@ -54,9 +96,9 @@ class Work:
     @property
     def positions(self) -> int:
         """Token positions that the layers compute, padding included."""
-        if isinstance(self.batch, TreeBatch):
-            return self.batch.input_ids.numel()
-        return self.batch[0] * self.batch[1]
+        if isinstance(self.texts, Forest):
+            return self.copies * self.texts.batch.input_ids.numel()
+        return self.texts.rows * self.texts.tokens
 
 
 @dataclass(frozen=True)
@@ -104,7 +146,7 @@ class Living(TorchDispatchMode):
 def alive(
     shape: Shape, section: ModelSection, work: Work, dtype: torch.dtype, *, on_cpu: bool
 ) -> Alive:
-    """What a step of this work keeps alive at its peak.
+    """What a step of this work keeps alive at its peak, beside weights and gradients.
 
     Args:
         shape: of the model.
@@ -118,27 +160,25 @@ def alive(
 
 
 def _peak(
-    config: Any, section: ModelSection, work: Work, dtype: torch.dtype, on_cpu: bool
+    config: PretrainedConfig, section: ModelSection, work: Work, dtype: torch.dtype, on_cpu: bool
 ) -> int:
     """Peak bytes of one step of a model of this depth."""
     made = without_weights(config, section, dtype)
     base = made.get_base_model()
-    if work.kind == "sft":
+    if work.head and isinstance(work.texts, Rows):
         add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
     if work.checkpointing and work.learn:
         made.gradient_checkpointing_enable({"use_reentrant": False})
         made.enable_input_require_grads()
-    batch = work.batch
     masks: dict[str, Any] = {}
-    if isinstance(batch, TreeBatch):
-        ends = batch.ends.repeat(work.copies, 1)
+    if isinstance(work.texts, Forest):
+        ends = work.texts.batch.ends.repeat(work.copies, 1)
         masks = masks_for(base, ends, "cpu" if on_cpu else "other")
         if (kernel := section.attn_implementation) in BY_PIECES:
             base.set_attn_implementation(BY_PIECES[kernel] if on_cpu else FUSED[kernel])
     made.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        known = _materialise(made)
-        living = Living(known)
+        living = Living(_materialise(made))
         computing = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
         with living, torch.set_grad_enabled(work.learn):
             with computing:
@@ -173,21 +213,21 @@ def _materialise(model: PeftModel) -> list[torch.Tensor]:
 
 def _forward(base: Any, work: Work, masks: dict[str, Any]) -> torch.Tensor:
     """A number that depends on all that the step's loss depends on."""
-    batch = work.batch
-    backbone = base.base_model if work.kind == "sft" else getattr(base, base.base_model_prefix)
-    if not isinstance(batch, TreeBatch):
-        ids = torch.zeros(batch, dtype=torch.long)
-        if work.kind == "sft":
+    texts = work.texts
+    if isinstance(texts, Rows):
+        ids = torch.zeros(texts.rows, texts.tokens, dtype=torch.long)
+        if work.head:
             said = base(input_ids=ids, labels=ids, attention_mask=None, fused_lm_head=True)
             return said.log_probs.sum()
-        return backbone(input_ids=ids, use_cache=False).last_hidden_state.float().sum()
+        return base.base_model(input_ids=ids, use_cache=False).last_hidden_state.float().sum()
+    batch = texts.batch
     ids, positions = (
         each.repeat(work.copies, 1) for each in (batch.input_ids, batch.position_ids)
     )
-    states = backbone(
+    states = base.base_model(
         input_ids=ids, position_ids=positions, **masks, use_cache=False
     ).last_hidden_state
     chosen = states.flatten(0, 1)[batch.where]
-    if work.kind == "ends":
+    if not work.head:
         return chosen.float().sum()
     return score_tokens(chosen, batch.targets, base.get_output_embeddings()).log_probs.sum()

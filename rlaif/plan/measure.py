@@ -33,15 +33,18 @@ from reward.train import fit_reward
 from rlaif.bench.contestants import write_model
 from rlaif.bench.material import words
 from rlaif.bench.work import SIZES, Size
-from rlaif.bench.worker import M_MMAP_THRESHOLD, _status
+from rlaif.bench.worker import M_MMAP_THRESHOLD, status
 from rlaif.dpo import train_dpo
-from sft.candidates import Candidate
+from rlaif.ppo_update import Learner, teach
+from rlaif.roles import Roles
+from rlaif.rollout import Asked, listen, sample
+from sft.candidates import Candidate, Sampling
 from sft.config import Recipe
 from sft.data import Demonstration, Message, Prompt
 from sft.runs import Stage
 from sft.train import finetune
 
-STEPS = 3
+STEPS = 2  # updates: with the second one all adapter weights have moved
 TINY = SIZES["tiny"]
 AROUND_PROMPT, AROUND_REPLY = 8, 1  # tokens of Llama-3's layout
 
@@ -51,7 +54,7 @@ class Job:
     """What is measured.
 
     Attributes:
-        stage: "finetune", "reward" or "dpo".
+        stage: "finetune", "reward", "dpo" or "ppo" (whole iterations).
         size: of the model.
         settings: of the recipe, by section.
         prompt, reply: tokens of every one.
@@ -65,11 +68,11 @@ class Job:
     reply: int
     cap: float
 
-    def recipe(self, folder: Path) -> Recipe:
-        """The recipe of the model in a folder."""
+    def recipe(self, folder: Path | None, **more: Any) -> Recipe:
+        """The recipe of the model in a folder (None = there is none yet), with more sections."""
         tree = {name: dict(values) for name, values in self.settings.items()}
         tree["model"]["name_or_path"] = str(folder)
-        return Recipe.model_validate({"run": "memory", "use_cpu": not self.cap, **tree})
+        return Recipe.model_validate({"run": "memory", "use_cpu": not self.cap, **tree, **more})
 
 
 def measure(job: Job) -> int:
@@ -108,13 +111,13 @@ def _texts(job: Job, n: int, size: Size) -> list[tuple[list[Message], list[list[
 
 
 def _finetune(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
-    texts = _texts(job, STEPS * recipe.finetune.per_device_train_batch_size, size)
+    texts = _texts(job, 2 * STEPS * recipe.finetune.per_device_train_batch_size, size)
     finetune(recipe, [Demonstration(f"p{i}", p, r[0]) for i, (p, r) in enumerate(texts)], stage)
 
 
 def _dpo(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
     pairs = []
-    for i, (prompt, replies) in enumerate(_texts(job, 8, size)):
+    for i, (prompt, replies) in enumerate(_texts(job, 4, size)):
         for a, b in combinations(range(len(replies)), 2):
             names = f"p{i}-{a}", f"p{i}-{b}"
             pairs.append(
@@ -125,7 +128,7 @@ def _dpo(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
 
 def _reward(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
     questions = []
-    for i, (messages, replies) in enumerate(_texts(job, 10, size)):
+    for i, (messages, replies) in enumerate(_texts(job, 6, size)):
         prompt = Prompt(f"p{i}", messages, "file", "other", "none", "train")
         judged = []
         for k, reply in enumerate(replies):
@@ -144,7 +147,33 @@ STAGES: Mapping[str, Callable[[Job, Recipe, Size, Stage], None]] = {
     "finetune": _finetune,
     "reward": _reward,
     "dpo": _dpo,
+    "ppo": _ppo,
 }
+
+
+def _ppo(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
+    """Two iterations, so that the optimiser's state is there while the second samples."""
+    section = recipe.ppo
+    roles = Roles(recipe, None, None, section.temperature)
+    asked = []
+    for i, (messages, _) in enumerate(_texts(job, section.prompts_per_iteration, size)):
+        rendered = roles.chat.render(messages, reserve=section.max_new_tokens)
+        if rendered is None:
+            raise ValueError(f"{job.prompt} and {job.reply} tokens do not fit the recipe")
+        prompt = Prompt(f"p{i}", messages, "file", "other", "none", "train")
+        asked.append(Asked(prompt, rendered.prompt_ids))
+    learner = Learner(roles, section, 2)
+    for seed in range(2):
+        drawn = Sampling(
+            k=section.num_return_sequences, temperature=section.temperature, top_p=1.0,
+            max_new_tokens=section.max_new_tokens, seed=seed, batch_size=section.batch_size,
+        )  # fmt: skip
+        rollout = sample(roles, asked, drawn, lambda _: None)
+        said = listen(roles, rollout, section.per_device_train_batch_size)
+        scores = torch.linspace(0, 1, len(rollout.replies))
+        known = torch.ones_like(scores, dtype=torch.bool)
+        lesson = teach(section, rollout, said, scores, known, section.kl_coef)
+        learner.update(rollout, lesson, range(len(asked)))
 
 
 def _run(job: Job, size: Size, folder: Path) -> None:

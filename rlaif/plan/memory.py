@@ -8,12 +8,12 @@ Weights are counted on the device "meta", activations are what a step on fake te
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from rlaif.plan.live import Alive, Work, alive
+from rlaif.plan.live import Alive, Rows, Work, alive
 from rlaif.plan.work import Longest, dpo_work, finetune_work, longest, ppo_work, reward_work
 from sft.config import DpoSection, Recipe, RewardSection
 from sft.model import DTYPES, choose_precision
@@ -52,17 +52,30 @@ class Model:
         shape: of its model.
         dtype: of the base's weights and of computing.
         on_cpu: no GPU is planned for.
+        known: what was found before, for copies of this with other settings.
     """
 
     recipe: Recipe
     shape: Shape
     dtype: torch.dtype
     on_cpu: bool
+    known: dict[object, Any] = field(default_factory=dict, compare=False)
 
-    @cached_property
+    @property
     def counts(self) -> Counts:
         """Parameters by part."""
-        return count(without_weights(self.shape.config, self.recipe.model, self.dtype))
+        key = self._adapter
+        if key not in self.known:
+            empty = without_weights(self.shape.config, self.recipe.model, self.dtype)
+            self.known[key] = count(empty)
+        found: Counts = self.known[key]
+        return found
+
+    @property
+    def _adapter(self) -> tuple[object, ...]:
+        """The settings of the model that a step depends on, beside the base."""
+        section = self.recipe.model
+        return section.lora_r, section.lora_target_modules, section.attn_implementation
 
     def base(self) -> dict[str, int]:
         """Bytes of the frozen base by part."""
@@ -109,7 +122,12 @@ class Model:
 
     def alive(self, work: Work) -> Alive:
         """What a step of this work keeps alive."""
-        return alive(self.shape, self.recipe.model, work, self.dtype, on_cpu=self.on_cpu)
+        key = self._adapter, work
+        if key not in self.known:
+            how = self.shape, self.recipe.model, work, self.dtype
+            self.known[key] = alive(*how, on_cpu=self.on_cpu)
+        found: Alive = self.known[key]
+        return found
 
 
 def model_for(recipe: Recipe, *, card: str) -> Model:
@@ -137,9 +155,9 @@ def optimiser_bytes(name: str) -> float:
 
 def activations(model: Model, work: Work) -> dict[str, int]:
     """What the layers keep, and the largest thing that is made beside it."""
-    if work.kind == "sft" and not model.on_cpu:
+    if work.head and isinstance(work.texts, Rows) and not model.on_cpu:
         # TRL's head on a GPU makes one tile at a time, which fake tensors of a CPU do not show.
-        found, head = model.alive(replace(work, kind="states")), _gpu_head(model, work)
+        found, head = model.alive(replace(work, head=False)), _gpu_head(model, work)
         found = Alive(max(found.fixed, head), found.per_layer)
     else:
         found = model.alive(work)
@@ -161,7 +179,7 @@ def sampling(model: Model, rows: int, k: int, texts: Longest) -> dict[str, int]:
     """What sampling k replies a prompt takes beside weights: rows at once, all of full length."""
     rows = max(k, rows - rows % k)
     vocabulary = model.counts.embedding // model.shape.config.hidden_size
-    prompt = Work("states", (rows // k, texts.prompt), learn=False, checkpointing=False)
+    prompt = Work(Rows(rows // k, texts.prompt), False, learn=False, checkpointing=False)
     cache = rows * (texts.prompt + texts.reply) * model.cache_bytes
     # A layer's cache is made anew for each token, and logits are sorted and added up in float32.
     token = cache // model.shape.layers + rows * vocabulary * SAMPLED

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from rlaif.plan.advice import LEARNING, Change, changes
 from rlaif.plan.cards import Card, card_called
 from rlaif.plan.memory import GIB, Memory, Model, model_for, stage_memory
-from rlaif.plan.seconds import Texts, Times, mean_texts, stage_times
+from rlaif.plan.seconds import STAGES, Texts, Times, mean_texts, stage_times
 from rlaif.plan.work import Longest, longest, positions
 from sft.config import Recipe
 from sft.settings_text import show
@@ -57,7 +57,10 @@ def make_plan(recipe: Recipe) -> Plan:
     name = recipe.plan.card
     model, card = model_for(recipe, card=name), card_called(name)
     room = round((recipe.plan.memory or card.memory) * GIB)
-    stages = [_planned(model, card, stage, room) for stage in recipe.plan.stages]
+    wanted = recipe.plan.stages or [
+        each for each in STAGES if each != "ppo" or "ppo" in recipe.model_fields_set
+    ]
+    stages = [_planned(model, card, stage, room) for stage in wanted]
     return Plan(model, card, name, room, stages)
 
 

@@ -9,7 +9,7 @@ Llama-3-8B's. All of it is computed, on assumed lengths and shares of the card's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rlaif.plan.cards import Card
@@ -178,7 +178,7 @@ def _steps(section: TrainingSection, rows: float, per_update: float) -> int:
     return max(1, round(rows * section.num_train_epochs / per_update))
 
 
-STAGES: Mapping[str, object] = {
+STAGES: Mapping[str, Callable[[Model, Card, Texts], Times]] = {
     "finetune": _finetune,
     "generate": _generate,
     "reward": _reward,
