@@ -1,7 +1,7 @@
 """Plan: what each stage of a recipe needs of a card, before anything is loaded.
 
     python scripts/plan.py --config configs/llama3-8b-t4.yaml
-    python scripts/plan.py --config configs/llama3-8b-t4.yaml --card L4 --per_device_train_batch_size 4
+    python scripts/plan.py --config configs/llama3-8b-t4.yaml --per_device_train_batch_size 4
     python scripts/plan.py --config configs/quickstart.yaml --card CPU --stages finetune,dpo
 
 It prints parameters, memory by part, tokens and time of each stage, and which setting to change

@@ -21,7 +21,8 @@ class PlanSection(Section):
         default=0.0, ge=0, description="GiB that may be used of it; 0 = all that the card has"
     )
     stages: list[PlanStage] = Field(
-        default=[], description="what is planned; [] = all, ppo where the recipe has a section of it"
+        default=[],
+        description="what is planned; [] = all, ppo where the recipe has a section of it",
     )
     prompt_tokens: Count = Field(
         default=250,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def read_shape(section: ModelSection, given: Mapping[str, Any]) -> Shape:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         text = hub.next_step(section.name_or_path, error)
         raise UserError(f"{text}. Or give its shape: --plan.shape '{{model_type: ...}}'") from error
-    return Shape(_config(read_json(path)), "config.json of the Hub")
+    return Shape(_config(read_json(Path(path))), "config.json of the Hub")
 
 
 def _config(fields: dict[str, Any]) -> PretrainedConfig:

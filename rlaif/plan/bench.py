@@ -12,7 +12,7 @@ from typing import Any
 
 from rlaif.bench.work import SIZES, Size
 from rlaif.plan.measure import STEPS, Job, measure
-from rlaif.plan.memory import stage_memory, model_for
+from rlaif.plan.memory import model_for, stage_memory
 from rlaif.plan.work import Longest
 
 SHAPES: Mapping[str, Size] = {

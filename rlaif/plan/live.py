@@ -201,8 +201,8 @@ def _materialise(model: PeftModel) -> list[torch.Tensor]:
                 moved[id(weight)] = torch.nn.Parameter(fake, weight.requires_grad)
                 known.append(fake)
                 if weight.requires_grad:
-                    moved[id(weight)].grad = torch.empty_like(fake)
-                    known.append(moved[id(weight)].grad)
+                    known.append(torch.empty_like(fake))
+                    moved[id(weight)].grad = known[-1]
             module._parameters[name] = moved[id(weight)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -221,9 +221,7 @@ def _forward(base: Any, work: Work, masks: dict[str, Any]) -> torch.Tensor:
             return said.log_probs.sum()
         return base.base_model(input_ids=ids, use_cache=False).last_hidden_state.float().sum()
     batch = texts.batch
-    ids, positions = (
-        each.repeat(work.copies, 1) for each in (batch.input_ids, batch.position_ids)
-    )
+    ids, positions = (each.repeat(work.copies, 1) for each in (batch.input_ids, batch.position_ids))
     states = base.base_model(
         input_ids=ids, position_ids=positions, **masks, use_cache=False
     ).last_hidden_state

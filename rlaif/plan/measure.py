@@ -94,7 +94,7 @@ def measure(job: Job) -> int:
 
 
 def _texts(job: Job, n: int, size: Size) -> list[tuple[list[Message], list[list[Message]]]]:
-    """n prompts with K replies each of random words, of the asked lengths."""
+    """N prompts with K replies each of random words, of the asked lengths."""
     rng, known = random.Random(0), words(size.vocabulary)
 
     def said(role: str, tokens: int) -> list[Message]:
@@ -143,14 +143,6 @@ def _reward(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
     fit_reward(recipe, questions, [], None, stage)
 
 
-STAGES: Mapping[str, Callable[[Job, Recipe, Size, Stage], None]] = {
-    "finetune": _finetune,
-    "reward": _reward,
-    "dpo": _dpo,
-    "ppo": _ppo,
-}
-
-
 def _ppo(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
     """Two iterations, so that the optimiser's state is there while the second samples."""
     section = recipe.ppo
@@ -174,6 +166,14 @@ def _ppo(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
         known = torch.ones_like(scores, dtype=torch.bool)
         lesson = teach(section, rollout, said, scores, known, section.kl_coef)
         learner.update(rollout, lesson, range(len(asked)))
+
+
+STAGES: Mapping[str, Callable[[Job, Recipe, Size, Stage], None]] = {
+    "finetune": _finetune,
+    "reward": _reward,
+    "dpo": _dpo,
+    "ppo": _ppo,
+}
 
 
 def _run(job: Job, size: Size, folder: Path) -> None:
@@ -204,9 +204,9 @@ def _peak(job: Job) -> int:
             return int(torch.cuda.max_memory_reserved()) - int(before)
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-        before = _status("VmRSS")
+        before = status("VmRSS")
         _run(job, job.size, Path(scratch, "model"))
-        return _status("VmHWM") - before
+        return status("VmHWM") - before
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 
 from rlaif.plan.live import Alive, Rows, Work, alive
 from rlaif.plan.work import Longest, dpo_work, finetune_work, longest, ppo_work, reward_work
-from sft.config import DpoSection, Recipe, RewardSection
+from sft.config import Recipe
 from sft.model import DTYPES, choose_precision
 from sft.shapes import Counts, Shape, count, read_shape, without_weights
 
@@ -196,24 +196,21 @@ def phases(model: Model, stage: str, texts: Longest) -> dict[str, dict[str, int]
     """Bytes of a stage's phases by part, beside the base."""
     recipe = model.recipe
     if stage == "generate":
-        section = recipe.generate
-        drawn = sampling(model, section.batch_size, section.num_return_sequences, texts)
-        return {"sampling": model.adapters(1, 0, None) | drawn}
+        rows, k = recipe.generate.batch_size, recipe.generate.num_return_sequences
+        return {"sampling": model.adapters(1, 0, None) | sampling(model, rows, k, texts)}
     if stage == "evaluate":
-        both = Longest(texts.prompt, recipe.evaluate.max_new_tokens)
-        drawn = sampling(model, recipe.evaluate.batch_size, 1, both)
-        return {"sampling": model.adapters(2, 0, None) | drawn}
+        rows = recipe.evaluate.batch_size
+        return {"sampling": model.adapters(2, 0, None) | sampling(model, rows, 1, texts)}
     if stage == "ppo":
         return _ppo(model, texts)
     if stage == "finetune":
         learning = model.adapters(1, 1, recipe.finetune.optim)
         return {"training": learning | activations(model, finetune_work(recipe))}
-    section: RewardSection | DpoSection = recipe.dpo
-    works = dpo_work(recipe, texts)
+    works, optim = dpo_work(recipe, texts), recipe.dpo.optim
     if stage == "reward":
-        section, works = recipe.reward, reward_work(recipe, texts)
+        works, optim = reward_work(recipe, texts), recipe.reward.optim
     return {
-        "training": model.adapters(1, 1, section.optim) | activations(model, works[0]),
+        "training": model.adapters(1, 1, optim) | activations(model, works[0]),
         "scoring": model.adapters(1, 1, None) | activations(model, works[1]),
     }
 

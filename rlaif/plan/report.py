@@ -57,7 +57,7 @@ def make_plan(recipe: Recipe) -> Plan:
     name = recipe.plan.card
     model, card = model_for(recipe, card=name), card_called(name)
     room = round((recipe.plan.memory or card.memory) * GIB)
-    wanted = recipe.plan.stages or [
+    wanted: list[str] = [*recipe.plan.stages] or [
         each for each in STAGES if each != "ppo" or "ppo" in recipe.model_fields_set
     ]
     stages = [_planned(model, card, stage, room) for stage in wanted]

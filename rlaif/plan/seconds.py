@@ -62,9 +62,7 @@ def flop_per_token(model: Model, *, learn: bool, checkpointing: bool, head: floa
     return layers + 2.0 * vocabulary * head * (1 + 2 * learn)  # its tiles are computed again
 
 
-def training(
-    model: Model, section: TrainingSection, card: Card, tokens: int, head: float
-) -> float:
+def training(model: Model, section: TrainingSection, card: Card, tokens: int, head: float) -> float:
     """Seconds of an epoch's training on so many token positions."""
     each = flop_per_token(
         model, learn=True, checkpointing=section.gradient_checkpointing, head=head
