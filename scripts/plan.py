@@ -14,14 +14,11 @@ import sys
 
 from sft import config, runs
 from sft.files import UserError
-from sft.plan_settings import PlanSection
 
 
 def main(argv: list[str]) -> None:
     """Plan with these command-line arguments."""
-    names = {f"--{name}" for name in PlanSection.model_fields}
-    full = [f"--plan.{each[2:]}" if each.partition("=")[0] in names else each for each in argv]
-    recipe = config.load(full, "finetune", __doc__ or "")
+    recipe = config.load(argv, "plan", __doc__ or "")
     # torch and transformers take seconds to import: mistakes are told before.
     from rlaif.plan.report import make_plan, text
 

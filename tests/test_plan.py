@@ -37,7 +37,13 @@ def llama(*flags: str) -> Model:
 
 
 def tiny(**sections: object) -> Recipe:
-    given = {"plan": {"shape": TINY, "card": "CPU"}, "model": {"name_or_path": "x/unknown"}}
+    reply = {"max_new_tokens": 16}
+    given = {
+        "plan": {"shape": TINY, "card": "CPU"},
+        "model": {"name_or_path": "x/unknown", "max_length": 64},
+        "generate": reply,
+        "evaluate": reply,
+    }
     return Recipe.model_validate({"run": "t", **given, **sections})
 
 
@@ -126,7 +132,9 @@ def test_a_checkpoint_is_one_state_a_layer_and_token(model: Model) -> None:
     # Of one layer some 200 to 400 KiB a token are kept, or made again.
     assert 200 < plain.per_layer / 512 / 1024 < 400
     assert 200 < model.alive(rows).fixed / 512 / 1024 < 450
-    assert model.alive(replace(rows, learn=False)).per_layer < 2**20
+    # Without a gradient nothing but autocast's 16-bit copies of the adapters.
+    found = model.alive(replace(rows, learn=False)).per_layer
+    assert found == 2 * model.counts.adapter // 32
 
 
 def test_what_is_alive_is_counted_once_and_forgotten() -> None:
@@ -225,7 +233,8 @@ def run_plan(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_that_cannot_fit_is_refused_unless_told_otherwise(tmp_path: Path) -> None:
-    given = ["--run", "t", "--shape", json.dumps(TINY), "--stages", "finetune", "--memory", "0.001"]
+    given = ["--run", "t", "--shape", json.dumps(TINY), "--stages", "finetune"]
+    given += ["--memory", "0.001", "--max_length", "300"]
     refused = run_plan(tmp_path, *given)
     assert refused.returncode == 2
     assert "finetune would not fit a T4" in refused.stderr

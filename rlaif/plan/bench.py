@@ -98,7 +98,11 @@ def job_for(asked: Asked, stage: str) -> Job:
         "dpo": learning | steps,
         "ppo": learning
         | answers
-        | {"prompts_per_iteration": 2 * asked.rows, "batch_size": 2 * asked.k},
+        | {
+            "prompts_per_iteration": max(2 * asked.rows, asked.k),
+            "num_mini_batches": 1,
+            "batch_size": asked.k,
+        },
     }
     return Job(stage, SHAPES[asked.shape], settings, asked.prompt, asked.reply, asked.cap)
 

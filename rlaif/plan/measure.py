@@ -18,7 +18,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +44,7 @@ from sft.data import Demonstration, Message, Prompt
 from sft.runs import Stage
 from sft.train import finetune
 
-STEPS = 2  # updates: with the second one all adapter weights have moved
+STEPS = 3  # updates: heads move first, then B, then A; with the third one all weights have moved
 TINY = SIZES["tiny"]
 AROUND_PROMPT, AROUND_REPLY = 8, 1  # tokens of Llama-3's layout
 
@@ -144,7 +144,7 @@ def _reward(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
 
 
 def _ppo(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
-    """Two iterations, so that the optimiser's state is there while the second samples."""
+    """Two iterations with a look each, so that the second samples beside the optimiser's state."""
     section = recipe.ppo
     roles = Roles(recipe, None, None, section.temperature)
     asked = []
@@ -166,6 +166,8 @@ def _ppo(job: Job, recipe: Recipe, size: Size, stage: Stage) -> None:
         known = torch.ones_like(scores, dtype=torch.bool)
         lesson = teach(section, rollout, said, scores, known, section.kl_coef)
         learner.update(rollout, lesson, range(len(asked)))
+        looked = sample(roles, asked, replace(drawn, k=1), lambda _: None)
+        listen(roles, looked, section.per_device_train_batch_size)
 
 
 STAGES: Mapping[str, Callable[[Job, Recipe, Size, Stage], None]] = {

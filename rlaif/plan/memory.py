@@ -216,16 +216,20 @@ def phases(model: Model, stage: str, texts: Longest) -> dict[str, dict[str, int]
 
 
 def _ppo(model: Model, texts: Longest) -> dict[str, dict[str, int]]:
-    """Sampling, scoring by all roles in one pass, and updates; the optimiser stays throughout."""
+    """Sampling, looks at held-out prompts, scoring by all roles in one pass, and updates.
+
+    The optimiser stays throughout. Frozen are the reference, the policy's start and a reward model.
+    """
     section = model.recipe.ppo
-    k = section.num_return_sequences
-    own = section.value == "adapter"
-    held = model.adapters(1 + (section.reward == "model"), 1 + own, section.optim)
+    own, frozen = section.value == "adapter", 2 + (section.reward == "model")
+    held = model.adapters(frozen, 1 + own, section.optim)
     update, scoring = ppo_work(model.recipe, texts)
+    rows, k = section.batch_size, section.num_return_sequences
     return {
         "updates": held | activations(model, update),
         "scoring": held | activations(model, scoring),
-        "sampling": held | sampling(model, section.batch_size, k, texts),
+        "sampling": held | sampling(model, rows, k, texts),
+        "a look": held | sampling(model, rows, 1, texts),
     }
 
 

@@ -76,11 +76,14 @@ def dpo_work(recipe: Recipe, texts: Longest) -> tuple[Work, Work]:
 def ppo_work(recipe: Recipe, texts: Longest) -> tuple[Work, Work]:
     """A micro-step of an update, and the pass in which all roles score the same prompts."""
     section = recipe.ppo
-    prompts = (texts.prompt,) * section.per_device_train_batch_size
-    tree = Forest(prompts, texts.reply, section.num_return_sequences, WIDTH)
+    at_once, k = section.per_device_train_batch_size, section.num_return_sequences
+    # A mini-batch may be smaller than what a device takes at once.
+    learned = min(at_once, -(-section.prompts_per_iteration // section.num_mini_batches))
+    tree = Forest((texts.prompt,) * learned, texts.reply, k, WIDTH)
     update = Work(tree, True, True, section.gradient_checkpointing)
     roles = 2 + (section.value == "adapter") + (section.reward == "model")
-    return update, replace(update, learn=False, copies=roles)
+    all_at_once = replace(tree, prompts=(texts.prompt,) * at_once)
+    return update, replace(update, texts=all_at_once, learn=False, copies=roles)
 
 
 def _filled(room: int, texts: Longest, replies: int) -> tuple[int, ...]:
