@@ -22,6 +22,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 # Attention by pieces, by its name among transformers' own, for the kernel that a piece is given to.
 BY_PIECES = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
+# The same without the matrix products of `SMALL`, on any device: what runs on a GPU.
+FUSED = {"sdpa": "tree_sdpa_fused", "eager": "tree_eager"}
 KERNELS = (*BY_PIECES, *BY_PIECES.values(), "flex_attention")
 # What a call of the kernel with its gradient is worth, in (query, key) pairs. On a CPU core (bf16,
 # eight of the quickstart's prompts, four layers of 256) matrix products took 0.65 s with 2^13 and
@@ -115,8 +117,13 @@ def ancestor_mask(ends: torch.Tensor, start: int = 0, stop: int | None = None) -
     return (below & (nodes[:, None] >= nodes[None, :]))[:, None]
 
 
-def masks_for(model: PreTrainedModel, ends: torch.Tensor) -> dict[str, Any]:
-    """Arguments by which the model's attention sees a (B, T) batch of trees."""
+def masks_for(
+    model: PreTrainedModel, ends: torch.Tensor, device: str | None = None
+) -> dict[str, Any]:
+    """Arguments by which the model's attention sees a (B, T) batch of trees.
+
+    `device` ("cpu" or "other") says for which device the tree is cut; None = that of `ends`.
+    """
     if model.config._attn_implementation == "flex_attention":
 
         def sees(
@@ -126,7 +133,7 @@ def masks_for(model: PreTrainedModel, ends: torch.Tensor) -> dict[str, Any]:
 
         size = ends.shape[1]
         return {"attention_mask": create_block_mask(sees, len(ends), None, size, size, ends.device)}
-    call = CALL["cpu" if ends.device.type == "cpu" else "other"]
+    call = CALL[device or ("cpu" if ends.device.type == "cpu" else "other")]
     pieces = [
         [(piece, _mask_of(piece, ends[row : row + 1])) for piece in cut(row_ends, call)]
         for row, row_ends in enumerate(ends.tolist())
@@ -168,6 +175,25 @@ def attend_sdpa(
         small = states[0].shape[2] * states[1].shape[2] <= SMALL
         if small and query.device.type == "cpu":
             return _by_products(module, states, mask, **kwargs)
+        return sdpa_attention_forward(module, *states, mask, **kwargs)[0]
+
+    return _in_pieces(kernel, (query, key, value), tree_pieces), None
+
+
+def attend_fused(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    tree_pieces: Pieces | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """`attend_sdpa` as on a GPU, whatever the device: SDPA for every piece of a tree."""
+    if tree_pieces is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    def kernel(states: Tensors, mask: torch.Tensor | None) -> torch.Tensor:
         return sdpa_attention_forward(module, *states, mask, **kwargs)[0]
 
     return _in_pieces(kernel, (query, key, value), tree_pieces), None
@@ -240,6 +266,8 @@ def _in_pieces(
 
 
 AttentionInterface.register(BY_PIECES["sdpa"], attend_sdpa)
+AttentionInterface.register(FUSED["sdpa"], attend_fused)
 AttentionInterface.register(BY_PIECES["eager"], attend_eager)
 AttentionMaskInterface.register(BY_PIECES["sdpa"], sdpa_mask)
+AttentionMaskInterface.register(FUSED["sdpa"], sdpa_mask)
 AttentionMaskInterface.register(BY_PIECES["eager"], eager_mask)

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from sft.hub import known_config, too_long
 from sft.judges import judging_problems
 from sft.pair_settings import LONGER, PairSection
+from sft.plan_settings import PlanSection
 from sft.ppo_settings import PpoSection
 from sft.reward_settings import RewardSection
 from sft.sections import (
@@ -113,6 +114,7 @@ class Recipe(Section):
     ppo: PpoSection = PpoSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
+    plan: PlanSection = PlanSection()
 
     def settings(self, *names: str) -> dict[str, Any]:
         """Plain values of some top-level settings or whole sections, for a stage's manifest.
