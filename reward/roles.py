@@ -33,6 +33,22 @@ _ASKING = frozenset(("what", "how", "where", "which", "who", "when"))
 _LEADS = frozenset(
     ("if", "when", "whenever", "besides", "also", "then", "and", "as", "perhaps", "for", "here")
 )
+# Words and topics of whatever is spoken of: to share one is not to speak of the same.
+_OF_ANYTHING = frozenset(
+    """
+    time times day days week weeks month months year years moment moments today yesterday tomorrow
+    morning evening night past now long short life lives live living world people person everyone
+    someone thing things matter matters way ways kind kinds side sides part parts place places lot
+    bit case situation situations story subject point word words course come comes coming go goes
+    going gone get gets got make makes made take takes took bring brings give gives put see seen say
+    said saying tell told know known think thought feel feels felt happen happens happened change
+    changes different same other others another new old good bad great big small little much many
+    first last next often always never ever again sometimes start end begin turn
+    """.split()
+)
+_LOOSE = frozenset(("time", "talking", "future", "change"))
+# Turns of phrase that any sentence may have: they say something only beside other words.
+_SAY_LITTLE = frozenset(("suggest", "explain", "detail", "warm", "question_open", "vague"))
 _DANGER = frozenset(
     (
         *("suicide", "suicidal", "kill", "killing", "die", "dying", "dead", "death", "life", "end"),
@@ -93,6 +109,23 @@ def roles(message: Reading, reply: Reading) -> tuple[Role, ...]:
 def about_you(words: Iterable[str]) -> bool:
     """Whether words speak of the person."""
     return not _YOU.isdisjoint(words)
+
+
+def speaks(message: Reading, reply: Reading, number: int, role: Role) -> bool:
+    """Whether a sentence says something to this person.
+
+    It does where it speaks of them or of the speaker, asks, bears on what they said, names
+    something to do, or does any job but to offer or to explain.
+    """
+    part = reply.sentences[number]
+    if role.job not in ("other", "suggest", "explain") or part.question:
+        return True
+    if not _OWN.isdisjoint(part.words):
+        return True
+    if bears_on(message, set(part.words) - _OF_ANYTHING, but=_LOOSE):
+        return True
+    said = {item.family for item in reply.found if item.sentence == number}
+    return bool(said - _SAY_LITTLE)
 
 
 def asks_danger(reply: Reading) -> bool:
