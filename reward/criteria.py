@@ -130,16 +130,20 @@ def _near(case: Case) -> float:
 def _clarity(case: Case) -> Grade:
     reply, fluent = case.reply, case.fluent
     lengths = [len(part.words) for part in reply.sentences]
-    mean = sum(lengths) / len(lengths)
+    mean = sum(n * n for n in lengths) / sum(lengths)  # of the sentence that a word stands in
     used = sum(role.job != "other" for role in case.roles)
     good = {
-        "sentence length": (0.25, math.exp(-((max(0.0, mean - 12) / 16) ** 2))),
+        "sentence length": (0.25, math.exp(-((max(0.0, mean - 16) / 16) ** 2))),
         "no endless sentence": (0.15, min(1.0, 40 / max(lengths))),
         "length": (0.2, min(1.0, (_LONGEST / case.whole.words) ** 0.5)),
         "plain words": (0.2, 1 - min(1.0, 8 * max(0.0, fluent.strange - 0.05))),
         "no filler": (0.2, used / len(case.whole.sentences)),
     }
-    bad = {"breaks off": 0.3 if fluent.cut_off else 0.0, "says it twice": repeats(case.whole)}
+    # A forgotten full stop is a slip: any sentence put behind it would seem to mend a break.
+    bad = {
+        "breaks off": 0.3 if fluent.broken_off else 0.05 if fluent.cut_off else 0.0,
+        "says it twice": repeats(case.whole),
+    }
     return add_up(good, bad, fluent.factor)
 
 

@@ -62,7 +62,7 @@ def said_case(message: Reading, whole: Reading, fluent: Fluency, risk: Risk) -> 
     if not kept:
         return Case(message, whole, each, whole, fluent, risk)
     reply = only(whole, kept)
-    lesser = min(fluent, fluency(reply, not fluent.cut_off), key=lambda read: read.factor)
+    lesser = min(fluent, fluency(reply, not fluent.broken_off), key=lambda read: read.factor)
     return Case(message, reply, [each[n] for n in kept], whole, lesser, risk)
 
 

@@ -92,7 +92,7 @@ def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
     cues = pattern_cues(text)
     if not any(level == "crisis" for level, _ in cues):
         wording = load_wording()
-        if (score := wording.highest(text)) >= wording.threshold:
+        if (score := wording.highest(plain_words(text))) >= wording.threshold:
             return (*cues, ("crisis", f"wording: {score:.2f}"))
     return cues
 
@@ -100,6 +100,11 @@ def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
 def pattern_cues(text: str) -> tuple[tuple[Risk, str], ...]:
     """Return the level and "family: words" of every pattern found in a text."""
     return tuple(cue for sentence in sentences(text) for cue in _sentence_cues(sentence))
+
+
+def plain_words(text: str) -> list[tuple[str, ...]]:
+    """Return the canonical words of each sentence with everyday idioms blanked out."""
+    return [tuple(_without_idioms(sentence.words)) for sentence in sentences(text)]
 
 
 def _sentence_cues(sentence: Sentence) -> list[tuple[Risk, str]]:

@@ -19,7 +19,6 @@ import numpy as np
 from scipy import optimize, sparse
 
 from reward.lexicon import ASSETS
-from reward.text import Sentence, sentences
 
 WEIGHTS = ASSETS / "risk_words.json"
 _WINDOW = 3  # sentences read together, at most
@@ -29,6 +28,7 @@ PENALTY = 0.1  # of the squared weights
 FOLDS = 5
 
 Features = frozenset[str]
+Message = Sequence[tuple[str, ...]]  # the words of each sentence, see `reward.risk.plain_words`
 
 
 @dataclass(frozen=True)
@@ -50,37 +50,37 @@ class Wording:
         known = [self.weights[name] for name in features if name in self.weights]
         return self.bias + math.fsum(known) / math.sqrt(max(1, len(known)))
 
-    def highest(self, text: str) -> float:
+    def highest(self, message: Message) -> float:
         """Return the highest score of any window, minus infinity where there is no word.
 
         Sentences before and after add windows and take none away, so more text never lowers it.
         """
-        return max(map(self.score, windows(text)), default=-math.inf)
+        return max(map(self.score, windows(message)), default=-math.inf)
 
 
 @lru_cache(maxsize=8192)
-def _of_sentence(sentence: Sentence) -> Features:
-    words = ("^", *sentence.words, "$")
+def _of_sentence(said: tuple[str, ...]) -> Features:
+    words = ("^", *said, "$")
     found = set(words[1:-1])
     for i, word in enumerate(words[:-1]):
         found.add(f"{word} {words[i + 1]}")
         if i + 2 < len(words):
             found.add(f"{word} {words[i + 1]} {words[i + 2]}")
             found.add(f"{word} _ {words[i + 2]}")
-    for word in set(sentence.words):
+    for word in set(said):
         marked = f"<{word}>"
         for n in _LETTERS:
             found.update(f"~{marked[i : i + n]}" for i in range(len(marked) - n + 1))
     return frozenset(found)
 
 
-def windows(text: str) -> list[Features]:
+def windows(message: Message) -> list[Features]:
     """Return the features of every run of one to three sentences.
 
     A word is itself, "a b" and "a b c" neighbours, "a _ c" with one word between, "~abc" letters
     within a word, "^" and "$" the sentence's edges.
     """
-    each = [_of_sentence(sentence) for sentence in sentences(text)]
+    each = [_of_sentence(words) for words in message]
     return [
         frozenset().union(*each[start:end])
         for start in range(len(each))
@@ -95,22 +95,22 @@ def load_wording(path: Path = WEIGHTS) -> Wording:
     return Wording(stored["weights"], stored["bias"], stored["threshold"])
 
 
-def fit(texts: Sequence[str], crisis: Sequence[bool]) -> Wording:
+def fit(messages: Sequence[Message], crisis: Sequence[bool]) -> Wording:
     """Fit weights; the threshold is left at 0.
 
     A crisis is one example, with all its sentences; of any other message each window is one,
     because none of them tells of a crisis.
 
     Args:
-        texts: Messages.
+        messages: Messages.
         crisis: Whether each tells of a crisis.
     """
     examples, signs = [], []
-    for text, is_crisis in zip(texts, crisis, strict=True):
-        each = windows(text)
+    for message, is_crisis in zip(messages, crisis, strict=True):
+        each = windows(message)
         examples += [frozenset().union(*each)] if is_crisis else each
         signs += [1.0] if is_crisis else [-1.0] * len(each)
-    seen = Counter(name for text in texts for name in frozenset().union(*windows(text)))
+    seen = Counter(name for m in messages for name in frozenset().union(*windows(m)))
     names = sorted(name for name, n in seen.items() if n >= _LEAST_SEEN)
     place = {name: at for at, name in enumerate(names)}
     known = [[place[name] for name in example if name in place] for example in examples]
@@ -146,23 +146,26 @@ def _logistic(matrix: sparse.csr_matrix, signs: np.ndarray) -> np.ndarray:
 
 
 def cross_scores(
-    texts: Sequence[str], crisis: Sequence[bool], more: Sequence[tuple[str, bool]], seed: int = 0
+    messages: Sequence[Message],
+    crisis: Sequence[bool],
+    more: Sequence[tuple[Message, bool]],
+    seed: int = 0,
 ) -> list[float]:
     """Return each message's highest score by weights that were fitted without it, in folds.
 
     Args:
-        texts: Messages.
+        messages: Messages.
         crisis: Whether each tells of a crisis.
         more: Messages that every fold is fitted on besides.
         seed: Of the folds.
     """
-    order = list(range(len(texts)))
+    order = list(range(len(messages)))
     random.Random(seed).shuffle(order)
-    found = [0.0] * len(texts)
+    found = [0.0] * len(messages)
     for fold in range(FOLDS):
         left_out = order[fold::FOLDS]
-        rows = [(texts[i], crisis[i]) for i in order if i not in set(left_out)] + list(more)
-        fitted = fit([text for text, _ in rows], [told for _, told in rows])
+        rows = [(messages[i], crisis[i]) for i in order if i not in set(left_out)] + list(more)
+        fitted = fit([message for message, _ in rows], [told for _, told in rows])
         for i in left_out:
-            found[i] = fitted.highest(texts[i])
+            found[i] = fitted.highest(messages[i])
     return found

@@ -16,17 +16,17 @@ import numpy as np
 
 from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage, near_copies
-from reward.risk import pattern_cues
-from reward.wording import WEIGHTS, cross_scores, fit
+from reward.risk import pattern_cues, plain_words
+from reward.wording import WEIGHTS, Message, cross_scores, fit
 from sft.files import read_rows, write_json
 from sft.runs import run_script
 from sft.simulator import practice_prompts
 
 
-def calm_people(n: int) -> list[tuple[str, bool]]:
+def calm_people(n: int) -> list[tuple[Message, bool]]:
     """Return what people of the practice clinic's training side say who are in no crisis."""
     return [
-        (message["content"], False)
+        (plain_words(message["content"]), False)
         for prompt in practice_prompts("train", n, seed=1)
         if prompt.risk != "crisis"
         for message in prompt.messages
@@ -53,8 +53,9 @@ def main() -> None:
     copies = near_copies([row.text for row in more], blind)
     more = [row for row, copy in zip(more, copies, strict=True) if not copy]
     texts, crisis = [row.text for row in rows], [row.risk == "crisis" for row in rows]
-    taught = [(row.text, row.risk == "crisis") for row in more] + calm_people(args.people)
-    scores = np.array(cross_scores(texts, crisis, taught))
+    taught = [(plain_words(row.text), row.risk == "crisis") for row in more] + calm_people(args.people)
+    said = [plain_words(text) for text in texts]
+    scores = np.array(cross_scores(said, crisis, taught))
     calm = np.array([row.risk == "none" for row in rows])
     threshold = float(np.quantile(scores[calm], 1 - args.false_alarms))
     found = [any(level == "crisis" for level, _ in pattern_cues(text)) for text in texts]
@@ -64,8 +65,8 @@ def main() -> None:
         some = np.array([row.kind == kind for row in rows])
         share = float((scores[some] > threshold).mean())
         print(f"  {kind:10} {share:6.1%} of {int(some.sum())}; with the patterns {either[some].mean():.1%}")
-    every = [(text, told) for text, told in zip(texts, crisis, strict=True)] + taught
-    fitted = fit([text for text, _ in every], [told for _, told in every])
+    every = [*zip(said, crisis, strict=True), *taught]
+    fitted = fit([message for message, _ in every], [told for _, told in every])
     write_json(
         args.out,
         {
