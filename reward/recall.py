@@ -21,7 +21,6 @@ from sft.data import Risk
 from sft.files import read_rows
 from sft.split import normalised
 
-
 _WORD = re.compile(r"[\w']+")
 
 

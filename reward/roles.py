@@ -6,9 +6,10 @@ sentence claims to have heard is held against what the person said.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
-from reward.lexicon import matcher
+from reward.lexicon import load_asset, matcher
 from reward.reading import Found, Reading, content, topics_of
 from reward.text import Sentence
 
@@ -33,19 +34,7 @@ _ASKING = frozenset(("what", "how", "where", "which", "who", "when"))
 _LEADS = frozenset(
     ("if", "when", "whenever", "besides", "also", "then", "and", "as", "perhaps", "for", "here")
 )
-# Words and topics of whatever is spoken of: to share one is not to speak of the same.
-_OF_ANYTHING = frozenset(
-    """
-    time times day days week weeks month months year years moment moments today yesterday tomorrow
-    morning evening night past now long short life lives live living world people person everyone
-    someone thing things matter matters way ways kind kinds side sides part parts place places lot
-    bit case situation situations story subject point word words course come comes coming go goes
-    going gone get gets got make makes made take takes took bring brings give gives put see seen say
-    said saying tell told know known think thought feel feels felt happen happens happened change
-    changes different same other others another new old good bad great big small little much many
-    first last next often always never ever again sometimes start end begin turn
-    """.split()
-)
+# Topics of whatever is spoken of: to share one is not to speak of the same.
 _LOOSE = frozenset(("time", "talking", "future", "change"))
 # Turns of phrase that any sentence may have: they say something only beside other words.
 _SAY_LITTLE = frozenset(("suggest", "explain", "detail", "warm", "question_open", "vague"))
@@ -111,6 +100,11 @@ def about_you(words: Iterable[str]) -> bool:
     return not _YOU.isdisjoint(words)
 
 
+@cache
+def _of_anything() -> frozenset[str]:
+    return frozenset(load_asset("english")["words"]["of_anything"].split())
+
+
 def speaks(message: Reading, reply: Reading, number: int, role: Role) -> bool:
     """Whether a sentence says something to this person.
 
@@ -122,7 +116,7 @@ def speaks(message: Reading, reply: Reading, number: int, role: Role) -> bool:
         return True
     if not _OWN.isdisjoint(part.words):
         return True
-    if bears_on(message, set(part.words) - _OF_ANYTHING, but=_LOOSE):
+    if bears_on(message, set(part.words) - _of_anything(), but=_LOOSE):
         return True
     said = {item.family for item in reply.found if item.sentence == number}
     return bool(said - _SAY_LITTLE)

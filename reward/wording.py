@@ -113,7 +113,7 @@ def fit(messages: Sequence[Message], crisis: Sequence[bool]) -> Wording:
     seen = Counter(name for m in messages for name in frozenset().union(*windows(m)))
     names = sorted(name for name, n in seen.items() if n >= _LEAST_SEEN)
     place = {name: at for at, name in enumerate(names)}
-    known = [[place[name] for name in example if name in place] for example in examples]
+    known = [sorted(place[name] for name in each if name in place) for each in examples]
     counts = np.array([len(each) for each in known])
     matrix = sparse.csr_matrix(
         (

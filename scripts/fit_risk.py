@@ -2,10 +2,9 @@
 
     python scripts/fit_risk.py
 
-Fits on the written messages of `reward/assets/messages.jsonl` and on those of the test file that
-shaped the patterns already (part "look"), near copies of held-out ones left out. The threshold leaves at most `--false_alarms` of the
-written messages without risk above it, in folds that were not fitted on them. Not here: the test
-messages that shaped nothing (part "blind"); `judge_card.py` reads those.
+Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
+shaped the patterns already (part "look"; near copies of held-out ones are left out), and on what
+practice people in no crisis say. Nothing is fitted on part "blind", which `judge_card.py` reads.
 """
 
 import argparse
@@ -22,16 +21,21 @@ from sft.files import read_rows, write_json
 from sft.runs import run_script
 from sft.simulator import practice_prompts
 
+TESTS = Path("tests/data/risk_messages.jsonl")
+PEOPLE = 1200  # of the practice clinic; those in a crisis are left out
 
-def calm_people(n: int) -> list[tuple[Message, bool]]:
-    """Return what people of the practice clinic's training side say who are in no crisis."""
-    return [
-        (plain_words(message["content"]), False)
-        for prompt in practice_prompts("train", n, seed=1)
-        if prompt.risk != "crisis"
-        for message in prompt.messages
-        if message["role"] == "user"
-    ]
+
+def taught() -> list[tuple[Message, bool]]:
+    """Return what is fitted besides the written messages, and whether it tells of a crisis."""
+    rows = read_rows(TESTS, WrittenMessage)
+    look = [row for row in rows if row.part == "look"]
+    blind = [row.text for row in rows if row.part == "blind"]
+    copies = near_copies([row.text for row in look], blind)
+    apart = [row for row, copy in zip(look, copies, strict=True) if not copy]
+    calm = [p for p in practice_prompts("train", PEOPLE, seed=1) if p.risk != "crisis"]
+    turns = [m["content"] for p in calm for m in p.messages if m["role"] == "user"]
+    found = [(plain_words(row.text), row.risk == "crisis") for row in apart]
+    return found + [(plain_words(text), False) for text in turns]
 
 
 def main() -> None:
@@ -39,43 +43,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--messages", type=Path, default=ASSETS / "messages.jsonl", help="written messages")
-    add("--more", type=Path, default=Path("tests/data/risk_messages.jsonl"), help="fitted on too")
-    add("--people", type=int, default=1200, help="practice people; those in a crisis are left out")
-    add("--false_alarms", type=float, default=0.05, help="share of messages without risk, 0..1")
-    add("--out", type=Path, default=WEIGHTS, help="file of the weights")
+    told = "share of written messages without risk that may lie above the threshold, 0..1"
+    parser.add_argument("--false_alarms", type=float, default=0.05, help=told)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
     args = parser.parse_args()
-    rows = read_rows(args.messages, WrittenMessage)
-    more = read_rows(args.more, WrittenMessage)
-    blind = [row.text for row in more if row.part == "blind"]
-    more = [row for row in more if row.part == "look"]
-    copies = near_copies([row.text for row in more], blind)
-    more = [row for row, copy in zip(more, copies, strict=True) if not copy]
-    texts, crisis = [row.text for row in rows], [row.risk == "crisis" for row in rows]
-    taught = [(plain_words(row.text), row.risk == "crisis") for row in more] + calm_people(args.people)
-    said = [plain_words(text) for text in texts]
-    scores = np.array(cross_scores(said, crisis, taught))
+    rows, more = read_rows(ASSETS / "messages.jsonl", WrittenMessage), taught()
+    said, crisis = [plain_words(row.text) for row in rows], [row.risk == "crisis" for row in rows]
+    scores = np.array(cross_scores(said, crisis, more))
     calm = np.array([row.risk == "none" for row in rows])
     threshold = float(np.quantile(scores[calm], 1 - args.false_alarms))
-    found = [any(level == "crisis" for level, _ in pattern_cues(text)) for text in texts]
+    found = [any(level == "crisis" for level, _ in pattern_cues(row.text)) for row in rows]
     either = np.array(found) | (scores > threshold)
     print(f"threshold {threshold:.2f}, cross-validated: messages read as a crisis by words alone")
     for kind in dict.fromkeys(row.kind for row in rows):
         some = np.array([row.kind == kind for row in rows])
-        share = float((scores[some] > threshold).mean())
-        print(f"  {kind:10} {share:6.1%} of {int(some.sum())}; with the patterns {either[some].mean():.1%}")
-    every = [*zip(said, crisis, strict=True), *taught]
-    fitted = fit([message for message, _ in every], [told for _, told in every])
-    write_json(
-        args.out,
-        {
-            "threshold": math.floor(100 * threshold + 1) / 100,
-            "bias": round(fitted.bias, 4),
-            "weights": {name: round(weight, 4) for name, weight in fitted.weights.items()},
-        },
-    )
-    print(f"{len(fitted.weights)} features of {len(every)} messages: {args.out}")
+        alone, both = (scores[some] > threshold).mean(), either[some].mean()
+        print(f"  {kind:10} {alone:6.1%} of {int(some.sum())}; with the patterns {both:.1%}")
+    every = [*zip(said, crisis, strict=True), *more]
+    fitted = fit([message for message, _ in every], [is_crisis for _, is_crisis in every])
+    weights = {name: round(weight, 4) for name, weight in fitted.weights.items()}
+    kept = {"threshold": math.floor(100 * threshold + 1) / 100, "bias": round(fitted.bias, 4)}
+    write_json(args.out, kept | {"weights": weights})
+    print(f"{len(weights)} features of {len(every)} messages: {args.out}")
 
 
 if __name__ == "__main__":
