@@ -34,8 +34,9 @@ def taught() -> list[tuple[Message, bool]]:
     apart = [row for row, copy in zip(look, copies, strict=True) if not copy]
     calm = [p for p in practice_prompts("train", PEOPLE, seed=1) if p.risk != "crisis"]
     turns = [m["content"] for p in calm for m in p.messages if m["role"] == "user"]
-    found = [(plain_words(row.text), row.risk == "crisis") for row in apart]
-    return found + [(plain_words(text), False) for text in turns]
+    told = [(row.text, row.risk == "crisis") for row in apart]
+    told += [(text, False) for text in turns]
+    return [(plain_words(text), is_crisis) for text, is_crisis in told]
 
 
 def main() -> None:
