@@ -16,7 +16,6 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,10 +24,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from reward.evaluator import Evaluator
 from rlaif import ppo_state, watch
-from rlaif.evaluate import Judge
-from rlaif.ppo_math import KlController, Multiplier, explained_variance, masked_mean
+from rlaif.ppo_course import Course, Job, arithmetic, figures_of, minibatches
+from rlaif.ppo_math import KlController, Multiplier
 from rlaif.ppo_reward import (
     Verdicts,
     by_evaluator,
@@ -37,67 +35,18 @@ from rlaif.ppo_reward import (
     check_known,
     scores_of,
 )
-from rlaif.ppo_update import Learner, Lesson, teach
+from rlaif.ppo_update import Learner, teach
 from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout, Said, listen, sample
 from sft import model as models
-from sft.candidates import Candidate, Sampling
-from sft.config import Recipe
+from sft.candidates import Sampling
 from sft.data import Prompt
 from sft.files import CheckFailed, UserError, short_hash
-from sft.ppo_settings import PpoSection
-from sft.runs import Progress, Stage
+from sft.runs import Progress
 from sft.stopping import StopRequest, stop_requests
 from sft.train import check_moved, snapshot
 
 NO_KL = 1e-4  # nats a token that rounding may put between the policy and its own copy
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a course is made from.
-
-    Attributes:
-        prompts: to train on, in order; passed over again where they do not last.
-        held_out: prompts of the looks, neither trained on nor asked by the proof.
-        evaluator: who rewards; None on other processes, or where a reward model does.
-        judge: of the looks, and of the proof.
-    """
-
-    recipe: Recipe
-    prompts: Sequence[Prompt]
-    held_out: Sequence[Prompt]
-    evaluator: Evaluator | None
-    judge: Judge
-    stage: Stage
-
-
-@dataclass
-class Course:
-    """How far a run is: everything that a checkpoint holds beside the learner's own.
-
-    Attributes:
-        iteration: rollouts that are done.
-        update: updates of the rollout at hand that are done.
-        rollout, lesson: at hand; None between two rollouts.
-        figures: of the rollout at hand, and means of each of its updates.
-        looks: at held-out prompts so far.
-        start: replies to the held-out prompts before the first update.
-        alarm: why the run was stopped; None = it was not.
-    """
-
-    kl: KlController
-    multiplier: Multiplier
-    alarms: watch.Alarms
-    iteration: int = 0
-    update: int = 0
-    rollout: Rollout | None = None
-    lesson: Lesson | None = None
-    figures: dict[str, float] = field(default_factory=dict)
-    updates: list[dict[str, float]] = field(default_factory=list)
-    looks: list[watch.Look] = field(default_factory=list)
-    start: list[Candidate] = field(default_factory=list)
-    alarm: str | None = None
 
 
 class Ppo:
@@ -178,7 +127,7 @@ class Ppo:
         ended = [reply.ended for reply in rollout.replies]
         scores = scores_of(section, verdicts, ended, course.multiplier.value)
         lesson = teach(section, rollout, said, scores, verdicts.known, course.kl.coef)
-        figures = _figures(rollout, said, verdicts, scores, lesson, course.kl.coef)
+        figures = figures_of(rollout, said, verdicts, scores, lesson, course.kl.coef)
         if course.iteration == 0 and abs(figures["objective/kl"]) > NO_KL * lesson.own.shape[1]:
             raise CheckFailed(
                 f"before the first update the KL is {figures['objective/kl']:.2e} nats a reply "
@@ -308,42 +257,6 @@ class Ppo:
         return watch.best(self.course.looks[1:], self.section.max_unsafe)
 
 
-def minibatches(section: PpoSection, prompts: int, iteration: int, seed: int) -> list[list[int]]:
-    """Which prompts each update of a rollout learns from: all of them in each epoch."""
-    plan = []
-    for epoch in range(section.num_ppo_epochs):
-        order = list(range(prompts))
-        random.Random(f"{seed} rollout {iteration} epoch {epoch}").shuffle(order)
-        n = min(section.num_mini_batches, prompts)
-        cuts = [round(i * prompts / n) for i in range(n + 1)]
-        plan += [order[cuts[i] : cuts[i + 1]] for i in range(n)]
-    return plan
-
-
-def _figures(
-    rollout: Rollout, said: Said, verdicts: Verdicts, scores: torch.Tensor, lesson: Lesson,
-    kl_coef: float,
-) -> dict[str, float]:  # fmt: skip
-    """What a rollout was, by TRL's names for PPO where it has one."""
-    own, known = lesson.own, verdicts.known
-    kl = ((said.policy - said.reference) * own).sum(dim=1)
-    score = float(scores[known].mean())
-    return {
-        "objective/kl": float(kl.mean()),
-        "objective/entropy": float(-(said.policy * own).sum(dim=1).mean()),
-        "objective/scores": score,
-        "objective/non_score_reward": -kl_coef * float(kl.mean()),
-        "objective/rlhf_reward": score - kl_coef * float(kl[known].mean()),
-        "objective/quality": float(verdicts.quality[known].mean()),
-        "objective/tokens": float(own.sum(dim=1).mean()),
-        "safety/unsafe": verdicts.unsafe_share,
-        "unscored": float((~known).float().mean()),
-        "policy/entropy": float(masked_mean(said.entropy, own)),
-        "val/num_eos_tokens": float(sum(reply.ended for reply in rollout.replies)),
-        "val/explained_variance": explained_variance(lesson.values, lesson.returns, lesson.mask),
-    }
-
-
 def train_ppo(job: Job, start: Path | None, reward: Path | None) -> dict[str, Any]:
     """Optimise the policy and write the best look's adapter to `<stage>/adapter`.
 
@@ -363,7 +276,7 @@ def train_ppo(job: Job, start: Path | None, reward: Path | None) -> dict[str, An
         stage.say(f"rows are replies: {roles.why_rows}")
     with stop_requests() as stop:
         course = Ppo(job, roles, stop)
-        stage.say(_line(section, len(course.asked), len(job.prompts)))
+        stage.say(arithmetic(section, len(course.asked), len(job.prompts)))
         ppo_state.resume(course)
         course.run()
     done, kept = course.course, course.best
@@ -385,14 +298,3 @@ def train_ppo(job: Job, start: Path | None, reward: Path | None) -> dict[str, An
         "alarm": done.alarm,
         "precision": roles.precision.reason,
     }
-
-
-def _line(section: PpoSection, fitting: int, prompts: int) -> str:
-    """The arithmetic of a course in one line."""
-    k, n = section.num_return_sequences, section.prompts_per_iteration
-    updates = section.num_ppo_epochs * section.num_mini_batches
-    return (
-        f"{fitting} of {prompts} prompts fit; {section.iterations} rollouts x {n} prompts x {k} "
-        f"replies = {section.iterations * n * k} replies; {section.num_ppo_epochs} epochs x "
-        f"{section.num_mini_batches} = {updates} updates each"
-    )

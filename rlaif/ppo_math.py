@@ -72,6 +72,19 @@ def shaped_rewards(
     return rewards
 
 
+def leave_one_out(scores: torch.Tensor, known: torch.Tensor, k: int) -> torch.Tensor:
+    """Each score less the mean of the other known ones of its prompt: (C), K neighbours a prompt.
+
+    A baseline that does not depend on the reply, so the expected gradient stays, without what makes
+    one prompt harder than another (Ahmadian et al. 2024, arXiv:2402.14740, equation 8). A reply
+    whose prompt has no other known one gets 0.
+    """
+    groups, seen = (scores * known).view(-1, k), known.float().view(-1, k)
+    others = seen.sum(dim=1, keepdim=True) - seen
+    mean = (groups.sum(dim=1, keepdim=True) - groups) / others.clamp(min=1)
+    return torch.where(others > 0, scores.view(-1, k) - mean, 0.0).flatten()
+
+
 def gae(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ from rlaif.ppo_math import (
     approximate_kl,
     gae,
     kl_per_token,
+    leave_one_out,
     policy_loss,
     shaped_rewards,
     value_loss,
@@ -72,6 +73,8 @@ def teach(
     """
     own = rollout.mask
     mask = own * known[:, None]
+    if section.baseline == "leave_one_out":
+        scores = leave_one_out(scores, known, rollout.k)
     rewards = shaped_rewards(scores, kl_per_token(said.policy, said.reference), own, kl_coef)
     if section.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False) * own

@@ -94,7 +94,12 @@ class Roles:
     """
 
     def __init__(
-        self, recipe: Recipe, start: Path | None, reward: Path | None, temperature: float
+        self,
+        recipe: Recipe,
+        start: Path | None,
+        reward: Path | None,
+        temperature: float,
+        policy: Path | None = None,
     ) -> None:
         """Load the base and what lies on it.
 
@@ -103,6 +108,7 @@ class Roles:
             start: adapter that the policy starts from, frozen also the reference; None = the base.
             reward: folder of the reward model's adapter; None = there is none.
             temperature: that the policy's logits are divided by, in sampling as in scoring.
+            policy: an adapter that is further on than `start`; None = it starts there.
 
         Raises:
             UserError: a folder holds no adapter, or a reward model of something else.
@@ -113,10 +119,11 @@ class Roles:
         self.chat = Chat(tokenizer, system_prompt(section.system_prompt), section.max_length)
         base = models.load_base(section, self.precision)
         self.why_rows = reason_against(base.config, section.max_length)
+        begin = policy or start
         self.model: PeftModel = (
             models.new_adapter(base, section)
-            if start is None
-            else models.load_adapter(base, start, trainable=True)
+            if begin is None
+            else models.load_adapter(base, begin, trainable=True)
         )
         self.temperature = temperature
         self.reference = BASE

@@ -47,11 +47,11 @@ def main(argv: list[str]) -> None:
         evaluator = recipe_evaluator(recipe.score, stage.folder) if asks else None
         judge = make_judge(recipe, stage.folder)
         # torch takes seconds to import: mistakes are told before.
-        from rlaif import ppo, ppo_state
+        from rlaif import ppo, ppo_course, ppo_state
 
         if stage.is_main:
             write_rows(stage.path("prompts.jsonl"), prompts)
-        job = ppo.Job(recipe, prompts, looks, evaluator, judge, stage)
+        job = ppo_course.Job(recipe, prompts, looks, evaluator, judge, stage)
         summary = ppo.train_ppo(job, start, reward)
         track.table("rollouts", *ppo_state.table(stage))
         track.artifact(stage.path("adapter"), "model", uses=[*adapters.values()])

@@ -36,6 +36,11 @@ class PpoSection(Section):
     multiplier_rate: float = Field(
         default=0.5, gt=0, description="by which a unit of excess raises the price (lagrangian)"
     )
+    baseline: Literal["value", "leave_one_out"] = Field(
+        default="value",
+        description="what a score counts against before the value function: nothing, or the mean "
+        "of the other replies to its prompt",
+    )
     value: Literal["head", "adapter"] = Field(
         default="head", description="the value function: a head on the policy, or an own adapter"
     )
@@ -118,4 +123,7 @@ class PpoSection(Section):
         default=3,
         description="looks in a row at which the reward rises while the judge or safety falls "
         "that stop it; 0 = off",
+    )
+    without_gate: str = Field(
+        default="no-gate", description="run whose PPO had safety none (scripts/frontier.py)"
     )

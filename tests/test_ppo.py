@@ -13,7 +13,7 @@ import torch
 from conftest import TALKS
 
 from reward.evaluator import Assessment
-from rlaif import ppo, ppo_state, watch
+from rlaif import ppo, ppo_course, ppo_state, watch
 from rlaif.evaluate import EvaluatorJudge
 from rlaif.ppo_reward import Verdicts, by_evaluator, check_known, scores_of
 from rlaif.ppo_update import Learner, teach
@@ -341,7 +341,7 @@ def course(folder, begin, tmp_path, stop=None, **settings) -> ppo.Ppo:
     held_out = [Prompt(f"h{i}", p.messages, "test", "sleep", "none", "held_out")
                 for i, p in enumerate(PROMPTS[3:])]  # fmt: skip
     evaluator = LettersEvaluator()
-    job = ppo.Job(recipe, PROMPTS, held_out, evaluator, EvaluatorJudge(evaluator), stage)
+    job = ppo_course.Job(recipe, PROMPTS, held_out, evaluator, EvaluatorJudge(evaluator), stage)
     return ppo.Ppo(job, Roles(recipe, begin, None, 1.0), stop or StopRequest())
 
 
@@ -413,12 +413,14 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
 
 def test_a_rollout_meets_every_prompt_once_a_pass_and_each_update_its_share():
     section = PpoSection(num_ppo_epochs=2, num_mini_batches=3)
-    plan = ppo.minibatches(section, 8, 0, 1)
+    plan = ppo_course.minibatches(section, 8, 0, 1)
     assert len(plan) == 6
     for epoch in (plan[:3], plan[3:]):
         assert sorted(i for part in epoch for i in part) == list(range(8))
         assert {len(part) for part in epoch} <= {2, 3}
-    assert plan == ppo.minibatches(section, 8, 0, 1) != ppo.minibatches(section, 8, 1, 1)
+    assert (
+        plan == ppo_course.minibatches(section, 8, 0, 1) != ppo_course.minibatches(section, 8, 1, 1)
+    )
 
 
 def test_it_learns_what_is_rewarded(model_folders, start, tmp_path):
@@ -437,7 +439,7 @@ def test_it_learns_what_is_rewarded(model_folders, start, tmp_path):
     run = course(model_folders["llama"], start, tmp_path, **settings)
     let_it_speak(run.roles)
     old = run.job
-    run.job = ppo.Job(old.recipe, PROMPTS, old.held_out, Small(), old.judge, old.stage)
+    run.job = ppo_course.Job(old.recipe, PROMPTS, old.held_out, Small(), old.judge, old.stage)
     run.run()
     logged = [row for _, row in old.stage.logged if "objective/scores" in row]
     first, last = (fmean(row["objective/scores"] for row in some)

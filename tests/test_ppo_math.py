@@ -18,6 +18,7 @@ from rlaif.ppo_math import (
     gae,
     gated,
     kl_per_token,
+    leave_one_out,
     masked_mean,
     masked_variance,
     penalised,
@@ -244,3 +245,13 @@ def test_without_reward_or_with_a_price_beyond_all_rewards_the_policy_stays() ->
     rewards = torch.tensor([0.0, 1.0, 0.5, -0.5], dtype=torch.float64)
     held = optimise(rewards, reference, 50.0, 60)
     assert torch.allclose(held, reference, atol=0.05)
+
+
+def test_leave_one_out_by_hand() -> None:
+    scores = torch.tensor([1.0, 2.0, 6.0, 5.0, 7.0, 9.0, 4.0, 0.0, 0.0])
+    known = torch.tensor([True, True, True, True, False, True, True, False, False])
+    found = leave_one_out(scores, known, 3)
+    # 1 - (2 + 6) / 2; the second prompt has two known replies, the third one and thus no other.
+    assert found[:4].tolist() == [-3.0, -1.5, 4.5, -4.0]
+    assert found[5] == 4.0 and found[6] == 0.0
+    assert found.view(3, 3)[0].sum() == 0

@@ -1,0 +1,119 @@
+"""What a run of PPO is made from, how far it is, and the figures that it logs.
+
+Not here: the loop (`rlaif.ppo`), what is saved of it (`rlaif.ppo_state`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from reward.evaluator import Evaluator
+from rlaif import watch
+from rlaif.evaluate import Judge
+from rlaif.ppo_math import KlController, Multiplier, explained_variance, masked_mean
+from rlaif.ppo_reward import Verdicts
+from rlaif.ppo_update import Lesson
+from rlaif.rollout import Rollout, Said
+from sft.candidates import Candidate
+from sft.config import Recipe
+from sft.data import Prompt
+from sft.ppo_settings import PpoSection
+from sft.runs import Stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a course is made from.
+
+    Attributes:
+        prompts: to train on, in order; passed over again where they do not last.
+        held_out: prompts of the looks, neither trained on nor asked by the proof.
+        evaluator: who rewards; None on other processes, or where a reward model does.
+        judge: of the looks, and of the proof.
+    """
+
+    recipe: Recipe
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    evaluator: Evaluator | None
+    judge: Judge
+    stage: Stage
+
+
+@dataclass
+class Course:
+    """How far a run is: everything that a checkpoint holds beside the learner's own.
+
+    Attributes:
+        iteration: rollouts that are done.
+        update: updates of the rollout at hand that are done.
+        rollout, lesson: at hand; None between two rollouts.
+        figures: of the rollout at hand, and means of each of its updates.
+        looks: at held-out prompts so far.
+        start: replies to the held-out prompts before the first update.
+        alarm: why the run was stopped; None = it was not.
+    """
+
+    kl: KlController
+    multiplier: Multiplier
+    alarms: watch.Alarms
+    iteration: int = 0
+    update: int = 0
+    rollout: Rollout | None = None
+    lesson: Lesson | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    updates: list[dict[str, float]] = field(default_factory=list)
+    looks: list[watch.Look] = field(default_factory=list)
+    start: list[Candidate] = field(default_factory=list)
+    alarm: str | None = None
+
+
+def minibatches(section: PpoSection, prompts: int, iteration: int, seed: int) -> list[list[int]]:
+    """Which prompts each update of a rollout learns from: all of them in each epoch."""
+    plan = []
+    for epoch in range(section.num_ppo_epochs):
+        order = list(range(prompts))
+        random.Random(f"{seed} rollout {iteration} epoch {epoch}").shuffle(order)
+        n = min(section.num_mini_batches, prompts)
+        cuts = [round(i * prompts / n) for i in range(n + 1)]
+        plan += [order[cuts[i] : cuts[i + 1]] for i in range(n)]
+    return plan
+
+
+def figures_of(
+    rollout: Rollout, said: Said, verdicts: Verdicts, scores: torch.Tensor, lesson: Lesson,
+    kl_coef: float,
+) -> dict[str, float]:  # fmt: skip
+    """What a rollout was, by TRL's names for PPO where it has one."""
+    own, known = lesson.own, verdicts.known
+    kl = ((said.policy - said.reference) * own).sum(dim=1)
+    score = float(scores[known].mean())
+    return {
+        "objective/kl": float(kl.mean()),
+        "objective/entropy": float(-(said.policy * own).sum(dim=1).mean()),
+        "objective/scores": score,
+        "objective/non_score_reward": -kl_coef * float(kl.mean()),
+        "objective/rlhf_reward": score - kl_coef * float(kl[known].mean()),
+        "objective/quality": float(verdicts.quality[known].mean()),
+        "objective/tokens": float(own.sum(dim=1).mean()),
+        "safety/unsafe": verdicts.unsafe_share,
+        "unscored": float((~known).float().mean()),
+        "policy/entropy": float(masked_mean(said.entropy, own)),
+        "val/num_eos_tokens": float(sum(reply.ended for reply in rollout.replies)),
+        "val/explained_variance": explained_variance(lesson.values, lesson.returns, lesson.mask),
+    }
+
+
+def arithmetic(section: PpoSection, fitting: int, prompts: int) -> str:
+    """The arithmetic of a course in one line."""
+    k, n = section.num_return_sequences, section.prompts_per_iteration
+    updates = section.num_ppo_epochs * section.num_mini_batches
+    return (
+        f"{fitting} of {prompts} prompts fit; {section.iterations} rollouts x {n} prompts x {k} "
+        f"replies = {section.iterations * n * k} replies; {section.num_ppo_epochs} epochs x "
+        f"{section.num_mini_batches} = {updates} updates each"
+    )
