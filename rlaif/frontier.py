@@ -3,7 +3,7 @@
 The proxy is what training raised, the gold what the judge of the result says of the same replies
 (unsafe ones count 0), the distance the KL divergence from the start in nats a reply. Gao, Schulman
 and Hilton 2022 (arXiv:2210.10760) draw both over its square root. Best-of-n needs no training: its
-KL is ln n - (n - 1) / n. Not here: looks of a run of PPO (`rlaif.watch`), charts (`rlaif.charts`).
+KL is ln n - (n - 1) / n. Not here: looks of a run of PPO (`rlaif.watch`), charts (`rlaif.frontier_charts`).
 """
 
 from __future__ import annotations
@@ -11,43 +11,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
 from reward.evaluator import Evaluator
-from rlaif.charts import Curve, Series
 from rlaif.evaluate import Judge
+from rlaif.frontier_charts import Point
 from rlaif.ppo_reward import by_evaluator, candidates_of, scores_of
 from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout, listen, sample
 from sft.candidates import Sampling
 from sft.config import Recipe
 from sft.data import Prompt
-from sft.files import UserError, read_json
-
-FILE = "frontier.json"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One policy, or one n of best-of-n.
-
-    Attributes:
-        label: which one.
-        kl: nats a reply from the start, 0 or more.
-        proxy: mean score of its replies by what rewards.
-        gold: mean grade by the judge, 0 to 1, unsafe replies 0.
-        unsafe: share of unsafe replies by the judge.
-    """
-
-    label: str
-    kl: float
-    proxy: float
-    gold: float
-    unsafe: float
+from sft.files import UserError
 
 
 @dataclass(frozen=True)
@@ -154,31 +133,3 @@ def best_of_n(asking: Asking, start: Path | None, largest: int) -> list[Point]:
         )
         n *= 2
     return points
-
-
-def to_json(lines: dict[str, dict[str, list[Point]]]) -> dict[str, object]:
-    """Points by setting ("gate", "none") and method, for `frontier.json`."""
-    return {
-        setting: {name: [asdict(p) for p in points] for name, points in methods.items()}
-        for setting, methods in lines.items()
-    }
-
-
-def curves(path: Path) -> list[Curve]:
-    """The charts of a `frontier.json`: of each setting gold and proxy, and what was unsafe."""
-    made = []
-    titles = {"gate": "with the safety gate", "none": "without it"}
-    for setting, methods in read_json(path).items():
-        lines = {name: [Point(**each) for each in points] for name, points in methods.items()}
-        for value, words in (
-            ("gold", "Gold: grade by the judge, unsafe = 0"),
-            ("proxy", "Proxy: score by what rewards"),
-            ("unsafe", "Unsafe replies by the judge"),
-        ):
-            series = [
-                Series(name, sorted((math.sqrt(p.kl), getattr(p, value)) for p in points))
-                for name, points in lines.items()
-            ]
-            label = "square root of KL, nats a reply"
-            made.append(Curve(f"{words}, {titles[setting]}", series, x_label=label))
-    return made

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from reward.evaluator import Assessment
-from rlaif.charts import Histogram
+from rlaif import frontier_charts
+from rlaif.charts import Curve, Histogram
 from rlaif.compare import build_report
 from rlaif.evaluate import Judge, judge_all
 from rlaif.measures import Resampling
@@ -100,7 +101,7 @@ def prove(
         report,
         stage.path("report.html"),
         samples=choose_samples(ours, theirs, preferences, messages, seed=recipe.seed),
-        curves=training_curves(_trainings(recipe)),
+        curves=[*training_curves(_trainings(recipe)), *_frontier(recipe)],
         lengths=Lengths([row.words for row in ours], [row.words for row in theirs]),
         histograms=[*_grades(ours, theirs), *_candidate_quality(recipe)],
     )
@@ -156,6 +157,12 @@ def _trainings(recipe: Recipe) -> list[Training]:
         folders += [("dpo", n, runs.stage_folder(recipe, "dpo", n)) for n in rounds]
     found = [Training(stage, n, folder / "metrics.jsonl") for stage, n, folder in folders]
     return [training for training in found if training.metrics.is_file()]
+
+
+def _frontier(recipe: Recipe) -> list[Curve]:
+    """Gold against proxy over KL, where `scripts/frontier.py` was run."""
+    path = runs.run_folder(recipe) / "frontier" / frontier_charts.FILE
+    return frontier_charts.curves(path) if path.is_file() else []
 
 
 def _grades(ours: Sequence[JudgedReply], theirs: Sequence[JudgedReply]) -> list[Histogram]:
