@@ -3,7 +3,8 @@
 The proxy is what training raised, the gold what the judge of the result says of the same replies
 (unsafe ones count 0), the distance the KL divergence from the start in nats a reply. Gao, Schulman
 and Hilton 2022 (arXiv:2210.10760) draw both over its square root. Best-of-n needs no training: its
-KL is ln n - (n - 1) / n. Not here: looks of a run of PPO (`rlaif.watch`), charts (`rlaif.frontier_charts`).
+KL is ln n - (n - 1) / n. Not here: looks of a run of PPO (`rlaif.watch`), charts
+(`rlaif.frontier_charts`).
 """
 
 from __future__ import annotations
