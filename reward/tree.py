@@ -288,12 +288,57 @@ def _score_tile(
     temperature: float,
     entropy_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    logits = head(states).float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    log_probs = logits.log_softmax(dim=-1)
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-    with torch.no_grad():
-        top = (logits.argmax(dim=-1) == targets).float()
-    return log_probs.gather(1, targets[:, None])[:, 0], entropy, top
+    scored: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    scored = _Tile.apply(head(states), targets, temperature, entropy_gradient)
+    return scored
+
+
+class _Tile(torch.autograd.Function):
+    """`Scored` of logits (M, V) and targets (M), with V numbers a token kept for the gradient.
+
+    With probabilities p and the largest logit m, the normaliser is m - log max p, and the entropy
+    the normaliser less p x logits: the exponential, the dear part, is taken once. The gradient of
+    the entropy H by logit j is -p_j (log p_j + H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        entropy_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        exact = logits.float()
+        if temperature != 1.0:
+            exact = exact / temperature
+        at = logits.argmax(dim=-1, keepdim=True)
+        chances = exact.softmax(dim=-1)
+        normaliser = (exact.gather(1, at) - chances.gather(1, at).log())[:, 0]
+        log_probs = exact.gather(1, targets[:, None])[:, 0] - normaliser
+        entropy = normaliser - torch.linalg.vecdot(chances, exact)
+        is_top1 = (at[:, 0] == targets).float()
+        ctx.save_for_backward(chances, targets, entropy)
+        ctx.dtype, ctx.temperature, ctx.entropy_gradient = (
+            logits.dtype,
+            temperature,
+            entropy_gradient,
+        )
+        ctx.mark_non_differentiable(*([] if entropy_gradient else [entropy]), is_top1)
+        return log_probs, entropy, is_top1
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient: torch.Tensor, of_entropy: torch.Tensor, *others: Any
+    ) -> tuple[torch.Tensor, None, None, None]:
+        chances, targets, entropy = ctx.saved_tensors
+        gradient, at = gradient[:, None] / ctx.temperature, targets[:, None]
+        if ctx.entropy_gradient:
+            share = of_entropy[:, None] / ctx.temperature
+            exact = torch.special.entr(chances).sub_(chances * entropy[:, None]).mul_(share)
+            exact.sub_(chances * gradient).scatter_add_(1, at, gradient)
+            return exact.to(ctx.dtype), None, None, None
+        of_logits = torch.empty(chances.shape, dtype=ctx.dtype, device=chances.device)
+        torch.mul(chances, -gradient, out=of_logits)
+        own = gradient * (1 - chances.gather(1, at))
+        return of_logits.scatter_(1, at, own.to(ctx.dtype)), None, None, None
