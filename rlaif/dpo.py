@@ -24,9 +24,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from reward.packing import Packs
 from reward.pairs import Pair
 from reward.tree import add_tree_forward
-from rlaif.groups import Collator, Packs, to_groups, to_packs
+from rlaif.groups import Collator, to_groups, to_packs
 from rlaif.pair_rows import encode_pairs
 from rlaif.reference import FILE, Scoring, reference_key, reference_of
 from rlaif.tree_dpo import TreeTrainer, reason_for_pairs

@@ -158,6 +158,7 @@ def _comparisons(job: Job, chat: Chat) -> list[dict[str, Any]]:
                 "confidence": [1.0] * n_pairs,
                 "margin": group["margins"],
                 "safe": [1.0] * n_replies,
+                "judged": [1.0] * n_replies,
                 "length": group["length"],
             }
         )
