@@ -296,9 +296,9 @@ def _score_tile(
 class _Tile(torch.autograd.Function):
     """`Scored` of logits (M, V) and targets (M), with V numbers a token kept for the gradient.
 
-    With probabilities p and the largest logit m, the normaliser is m - log max p, and the entropy
-    the normaliser less p x logits: the exponential, the dear part, is taken once. The gradient of
-    the entropy H by logit j is -p_j (log p_j + H).
+    With probabilities p, and logits less the largest one, a token's log-probability is its logit +
+    log max p, and the entropy is -log max p - p x logits: the exponential, the dear part, is taken
+    once. The gradient of the entropy H by logit j is -p_j (log p_j + H).
     """
 
     @staticmethod
@@ -309,14 +309,14 @@ class _Tile(torch.autograd.Function):
         temperature: float,
         entropy_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        exact = logits.float()
+        top, at = logits.max(dim=-1, keepdim=True)  # in bf16 `argmax` takes four times as long
+        below = logits - top.float()
         if temperature != 1.0:
-            exact = exact / temperature
-        at = logits.argmax(dim=-1, keepdim=True)
-        chances = exact.softmax(dim=-1)
-        normaliser = (exact.gather(1, at) - chances.gather(1, at).log())[:, 0]
-        log_probs = exact.gather(1, targets[:, None])[:, 0] - normaliser
-        entropy = normaliser - torch.linalg.vecdot(chances, exact)
+            below.div_(temperature)
+        chances = below.softmax(dim=-1)
+        likeliest = chances.gather(1, at)[:, 0].log()
+        log_probs = below.gather(1, targets[:, None])[:, 0] + likeliest
+        entropy = -likeliest - torch.linalg.vecdot(chances, below)
         is_top1 = (at[:, 0] == targets).float()
         ctx.save_for_backward(chances, targets, entropy)
         ctx.dtype, ctx.temperature, ctx.entropy_gradient = (

@@ -91,20 +91,25 @@ def test_weights_are_kept_only_where_they_are_asked_for_and_small(monkeypatch):
     assert sizes[10**9] == 3 + len(products(ends, torch.float32))
 
 
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scores_of_tokens_are_those_of_a_log_softmax(dtype):
+def test_scores_of_tokens_are_those_of_a_log_softmax(dtype, temperature, entropy_gradient):
     numbers = torch.Generator().manual_seed(0)
     logits = (8 * torch.randn(40, 50, generator=numbers)).to(dtype).requires_grad_()
     targets = torch.randint(0, 50, (40,), generator=numbers)
     targets[:20] = logits[:20].argmax(-1)
-    weights = torch.randn(40, generator=numbers)
-    scored = tree.Scored(*tree._Tile.apply(logits, targets))
-    (found,) = torch.autograd.grad((weights * scored.log_probs).sum(), logits)
-    said = logits.float().log_softmax(-1)
-    log_probs = said.gather(1, targets[:, None])[:, 0]
-    (wanted,) = torch.autograd.grad((weights * log_probs).sum(), logits)
+    weights = torch.randn(2, 40, generator=numbers)
+    scored = tree.Scored(*tree._Tile.apply(logits, targets, temperature, entropy_gradient))
+    said = (logits.float() / temperature).log_softmax(-1)
+    log_probs, entropy = said.gather(1, targets[:, None])[:, 0], -(said.exp() * said).sum(-1)
     torch.testing.assert_close(scored.log_probs, log_probs)
-    torch.testing.assert_close(scored.entropy, -(said.exp() * said).sum(-1))
+    torch.testing.assert_close(scored.entropy, entropy, atol=1e-5, rtol=1e-5)
     assert torch.equal(scored.is_top1, (logits.argmax(-1) == targets).float())
+    assert scored.entropy.requires_grad == entropy_gradient
+    weights[1] *= entropy_gradient
+    found, wanted = (
+        torch.autograd.grad((weights[0] * a).sum() + (weights[1] * b).sum(), logits)[0]
+        for a, b in ((scored.log_probs, scored.entropy), (log_probs, entropy))
+    )
     torch.testing.assert_close(found, wanted)
-    assert not scored.entropy.requires_grad
