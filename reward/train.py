@@ -194,7 +194,10 @@ def fit_reward(
         if start is None
         else models.load_adapter(base, start, trainable=True)
     )
-    model = RewardModel(language, chat, precision, tree=recipe.reward.tree)
+    model = RewardModel(
+        language, chat, precision,
+        tree=recipe.reward.tree, attention=recipe.model.attn_implementation,
+    )  # fmt: skip
     learned = _train(recipe, model, material.rows(), stage)
     every = [*material.train.questions, *material.held_out.questions]
     scores = _score_all(model, every, material.ids, recipe.reward.per_device_train_batch_size)

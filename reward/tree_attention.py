@@ -7,7 +7,7 @@ eager attention, run once per piece. FlexAttention skips what is hidden by itsel
 mask. All are exact. What a batch's pieces and masks are is found once for all layers.
 
 Not here: what a tree is and how it is scored (`reward.tree`), the products
-(`reward.tree_products`).
+(`reward.tree_products`), FlexAttention and which kernel is chosen (`reward.tree_flex`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from reward.tree_flex import BY_PIECES, attend_flex, block_mask
 from reward.tree_products import Call, Span, Tensors, attend
 
-# Attention by pieces, by its name among transformers' own, for the kernel that a piece is given to.
-BY_PIECES = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
-KERNELS = (*BY_PIECES, *BY_PIECES.values(), "flex_attention")
 # What a call of the kernel with its gradient is worth, in (query, key) pairs. On a CPU core (bf16,
 # six layers of 256, one pair and four candidates a prompt) 2^13 and 2^14 took the same time, 2^16
 # 10 % more. On other devices, where it was not measured, a call costs more and a pair less.
@@ -120,18 +117,11 @@ Pieces = Sequence[Sequence[tuple[Piece, torch.Tensor | None]]]
 
 def masks_for(model: PreTrainedModel, ends: torch.Tensor) -> dict[str, Any]:
     """Arguments by which the model's attention sees a (B, T) batch of trees."""
-    if model.config._attn_implementation == "flex_attention":
-
-        def sees(
-            b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor
-        ) -> torch.Tensor:
-            return (j <= i) & (i <= ends[b, j])
-
-        size = ends.shape[1]
-        return {"attention_mask": create_block_mask(sees, len(ends), None, size, size, ends.device)}
     # A mask of four dimensions is left alone by the models, and nobody reads this one.
     unread = {"attention_mask": ends.new_ones(1, 1, 1, 1, dtype=torch.bool)}
     device = ends.device.type
+    if model.config._attn_implementation == BY_PIECES["flex_attention"]:
+        return unread | {"tree_blocks": block_mask(ends)}
     pieces = [cut(row, CALL["cpu" if device == "cpu" else "other"]) for row in ends.tolist()]
     if device != "cpu" and model.config._attn_implementation == BY_PIECES["sdpa"]:
         masks = [
@@ -276,5 +266,7 @@ def _of_piece(states: Tensors, row: int, piece: Piece) -> Tensors:
 
 AttentionInterface.register(BY_PIECES["sdpa"], attend_sdpa)
 AttentionInterface.register(BY_PIECES["eager"], attend_eager)
+AttentionInterface.register(BY_PIECES["flex_attention"], attend_flex)
 AttentionMaskInterface.register(BY_PIECES["sdpa"], sdpa_mask)
 AttentionMaskInterface.register(BY_PIECES["eager"], eager_mask)
+AttentionMaskInterface.register(BY_PIECES["flex_attention"], sdpa_mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reward import tree, tree_attention, tree_products
+from reward import token_scores, tree, tree_attention, tree_products
 
 PROMPT, REPLIES = [1] * 30, [[2 + n] * (9 + 5 * n) for n in range(4)]
 OTHER = [7] * 12
@@ -100,7 +100,9 @@ def test_scores_of_tokens_are_those_of_a_log_softmax(dtype, temperature, entropy
     targets = torch.randint(0, 50, (40,), generator=numbers)
     targets[:20] = logits[:20].argmax(-1)
     weights = torch.randn(2, 40, generator=numbers)
-    scored = tree.Scored(*tree._Tile.apply(logits, targets, temperature, entropy_gradient))
+    scored = token_scores.Scored(
+        *token_scores._Tile.apply(logits, targets, temperature, entropy_gradient)
+    )
     said = (logits.float() / temperature).log_softmax(-1)
     log_probs, entropy = said.gather(1, targets[:, None])[:, 0], -(said.exp() * said).sum(-1)
     torch.testing.assert_close(scored.log_probs, log_probs)
