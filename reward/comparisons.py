@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from reward.confidence import DUST, RepeatNoise, quality_confidence, tie_band
-from reward.evaluator import Assessment
+from reward.evaluator import Assessment, direct_verdict
 from reward.pairing import WITHOUT_REPEATS, Judged, Pair
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -115,6 +115,9 @@ def every_two(
 ) -> list[Comparison]:
     """Compare every two own replies that ended by themselves and say different things.
 
+    Of replies that the evaluator compared two by two only those count whose own comparison says the
+    same as their qualities.
+
     Args:
         question: a prompt and its replies.
         margin: a smaller difference of quality is a tie, and no comparison; 0..1, or "auto".
@@ -130,7 +133,9 @@ def every_two(
         same = one.candidate.text.strip() == other.candidate.text.strip()
         gap = quality_of(one) - quality_of(other)
         band = max(DUST, tie_band(one.assessment, other.assessment, margin, noise))
-        if not same and abs(gap) >= band:
+        direct = direct_verdict(one.assessment, other.assessment)
+        agrees = direct in (None, "better" if gap > 0 else "worse")
+        if not same and abs(gap) >= band and agrees:
             better, worse = (i, j) if gap > 0 else (j, i)
             sure = quality_confidence(
                 question.replies[better].assessment, question.replies[worse].assessment, noise

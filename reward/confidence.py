@@ -105,7 +105,7 @@ def require_known(noise: RepeatNoise) -> None:
             "pair.margin auto needs the evaluator's repeats: "
             f"{noise.repeated} candidates were judged more than once by the same judge, which "
             f"gives {noise.degrees} degrees of freedom of the {LEAST_DEGREES} needed. Have "
-            f"candidates judged twice or more (30 of them twice are enough), {number}"
+            f"candidates judged twice or more (score.repeats 2; 30 of them are enough), {number}"
         )
     if not noise.known:
         raise UserError(

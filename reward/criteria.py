@@ -1,7 +1,8 @@
 """Grades of one reply from what it says: features from 0 to 1, added with fixed shares.
 
 What counts is whether a thing is done well once, by a sentence of its own; a second earns little
-and a third nothing (`once`), so that neither more words nor more stock phrases raise a grade. The
+and a third nothing (`once`), so that neither more words nor more stock phrases raise a grade.
+Sentences that say nothing to this person are left out first; that there are some costs clarity. The
 shares are judgements from the rubric's anchors and from EPITOME (emotional reaction, interpretation
 and exploration, each none, weak or strong); none is fitted.
 """
@@ -9,10 +10,10 @@ and exploration, each none, weak or strong); none is fitted.
 import math
 
 from reward.fluency import Fluency
-from reward.grades import Case, Grade, add_up, asking, once
+from reward.grades import Case, Grade, add_up, asking, once, said_case
 from reward.helping import danger_help, helpfulness, straying
 from reward.reading import Reading, content, repeats, topics_of
-from reward.roles import about_you, roles
+from reward.roles import about_you
 from sft.data import Risk
 
 _LONGEST = 260  # words; more tire someone in distress
@@ -24,7 +25,7 @@ _IN_DANGER = (
 
 def grade_reply(message: Reading, reply: Reading, fluent: Fluency, risk: Risk) -> dict[str, Grade]:
     """Grade a reply to a message on every criterion that wording can tell."""
-    case = Case(message, reply, roles(message, reply), fluent, risk)
+    case = said_case(message, reply, fluent, risk)
     return {
         "empathy": _empathy(case),
         "relevance": _relevance(case),
@@ -106,7 +107,7 @@ def _relevance(case: Case) -> Grade:
     good = {
         "takes up the person's words": (0.35, min(1.0, len(words) / 4)),
         "covers the concern": (0.4, min(1.0, covered)),
-        "says nothing beside the point": (0.1, own / len(case.roles)),
+        "says nothing beside the point": (0.1, own / len(case.whole.sentences)),
         "keeps to the concern": (0.15, _near(case) ** 0.5),
     }
     bad = {"advises on another concern": 0.3 * straying(case)}
@@ -129,15 +130,20 @@ def _near(case: Case) -> float:
 def _clarity(case: Case) -> Grade:
     reply, fluent = case.reply, case.fluent
     lengths = [len(part.words) for part in reply.sentences]
-    mean = sum(lengths) / len(lengths)
+    mean = sum(n * n for n in lengths) / sum(lengths)  # of the sentence that a word stands in
+    used = sum(role.job != "other" for role in case.roles)
     good = {
-        "sentence length": (0.25, math.exp(-((max(0.0, mean - 12) / 16) ** 2))),
+        "sentence length": (0.25, math.exp(-((max(0.0, mean - 16) / 16) ** 2))),
         "no endless sentence": (0.15, min(1.0, 40 / max(lengths))),
-        "length": (0.2, min(1.0, (_LONGEST / reply.words) ** 0.5)),
+        "length": (0.2, min(1.0, (_LONGEST / case.whole.words) ** 0.5)),
         "plain words": (0.2, 1 - min(1.0, 8 * max(0.0, fluent.strange - 0.05))),
-        "no filler": (0.2, 1 - case.share("other")),
+        "no filler": (0.2, used / len(case.whole.sentences)),
     }
-    bad = {"breaks off": 0.3 if fluent.cut_off else 0.0, "says it twice": repeats(reply)}
+    # A forgotten full stop is a slip: any sentence put behind it would seem to mend a break.
+    bad = {
+        "breaks off": 0.3 if fluent.broken_off else 0.05 if fluent.cut_off else 0.0,
+        "says it twice": repeats(case.whole),
+    }
     return add_up(good, bad, fluent.factor)
 
 

@@ -6,11 +6,11 @@ Nothing here knows who judges; `reward/offline.py` is the evaluator that needs n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from reward.forecast import Forecast
 
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 5.0
+# What both orders of a comparison say of a reply; "order" = they contradict each other: a tie.
+Outcome = Literal["better", "worse", "tie", "order"]
+_MIRRORED = {"better": "worse", "worse": "better", "tie": "tie", "order": "order"}
 ROUNDING = 1e-3  # by which a stored quality may differ from the mean of its judgements
 
 
@@ -89,6 +92,9 @@ class Assessment:
             repeats of one judge, a panel of judges, or both. `quality` is their `mean_quality`
             (within 0.001, for rounding); `safe` is what at least one of them said. Empty = asked
             once; files from before this field read so.
+        compared: Where replies were compared two by two: what both orders say of this one, by the
+            other's id. `quality` is then the share of the others that it beats, ties counting
+            half. Empty = it was graded.
 
     Raises:
         ValueError: A score beside a reason, neither of them, a number out of its range, or a score
@@ -108,6 +114,7 @@ class Assessment:
     tokens: int = 0
     cost: float = 0.0
     judgements: list[Judgement] = field(default_factory=list)
+    compared: dict[str, Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Hold law 1: either quality and safety, or a reason why not."""
@@ -145,7 +152,14 @@ class Assessment:
 
     @classmethod
     def without_score(
-        cls, candidate: Candidate, reason: str, *, evaluator: str, rubric: str, tokens: int = 0
+        cls,
+        candidate: Candidate,
+        reason: str,
+        *,
+        evaluator: str,
+        rubric: str,
+        tokens: int = 0,
+        cost: float = 0.0,
     ) -> Assessment:
         """What stands for a candidate that could not be judged: the reason, and nothing guessed."""
         return cls(
@@ -160,12 +174,25 @@ class Assessment:
             rubric=rubric,
             unscored=reason,
             tokens=tokens,
+            cost=cost,
         )
 
     @property
     def scored(self) -> bool:
         """Whether there is a score (law 1)."""
         return self.unscored is None
+
+
+def direct_verdict(first: Assessment, second: Assessment) -> Outcome | None:
+    """What comparing two replies said of the first; None where they were graded instead.
+
+    Two that were compared with others and not with each other have no clear order: "order".
+    """
+    if not first.compared and not second.compared:
+        return None
+    ours = first.compared.get(second.candidate_id, "order")
+    theirs = second.compared.get(first.candidate_id, "order")
+    return ours if theirs == _MIRRORED[ours] else "order"
 
 
 class PartlyAssessed(EvaluatorStopped):
@@ -224,4 +251,9 @@ class BulkEvaluator(Evaluator, Protocol):
 
     def note(self) -> str:
         """What a live line should say beside the count: money, failures, waits."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, float]:
+        """What was measured of the evaluator on the way, for the manifest."""
         ...

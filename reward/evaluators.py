@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from reward.asking import Asking
 from reward.evaluator import Evaluator
 from reward.offline import EmbeddedEvaluator
 from reward.risk import message_risk
@@ -15,6 +16,7 @@ from sft.candidates import Candidate
 from sft.config import ScoreSection
 from sft.data import Demonstration, Prompt
 from sft.files import UserError
+from sft.judging_settings import EMBEDDED, member
 
 
 def make_evaluator(
@@ -24,6 +26,7 @@ def make_evaluator(
     service: Service | None = None,
     ledger: Path | None = None,
     offline: bool = False,
+    asking: Asking | None = None,
 ) -> Evaluator:
     """The evaluator called `kind` ("embedded" or "openai").
 
@@ -31,43 +34,71 @@ def make_evaluator(
         kind: who judges.
         rubric: path of what is judged; None = the project's.
         service: who is asked (openai only).
-        ledger: file of what was answered (openai only); None = nothing is kept.
+        ledger: file of what was answered (openai only); None = nothing is kept, and all is
+            asked again in each call.
         offline: read the ledger and ask nobody (openai only); no key is needed.
+        asking: mode, repeats and form of the answers (openai only); None = one reply a request, in
+            the first form that the service understands.
 
     Raises:
         UserError: the rubric is missing or wrong, or the service is.
         EvaluatorStopped: the service needs a key.
     """
     path = Path(rubric) if rubric else DEFAULT_RUBRIC
-    if kind == "embedded":
+    if kind == EMBEDDED:
         return EmbeddedEvaluator(path)
     # The client takes a second to import and is rarely wanted.
     from reward.remote import OpenAIEvaluator
 
     if service is None:
         raise UserError("evaluator openai needs the name of a model")
-    return OpenAIEvaluator(load_rubric(path), service, ledger=ledger, offline=offline)
+    return OpenAIEvaluator(
+        load_rubric(path),
+        service,
+        ledger=ledger,
+        offline=offline,
+        afresh=ledger is None,
+        asking=asking or Asking(structured="auto"),
+    )
 
 
 def recipe_evaluator(section: ScoreSection, folder: Path) -> Evaluator:
-    """The evaluator of the training data, with its ledger in the stage's folder.
+    """The evaluator of the training data, with its ledger in the stage's folder; or a panel.
 
     Raises:
         UserError: see `make_evaluator`; `rescore` of an evaluator that keeps no answers.
         EvaluatorStopped: the service needs a key.
     """
-    service = None
-    if section.evaluator == "openai" and section.evaluator_model is not None:
-        batch = section.mode == "batch"
-        service = Service.of(section, section.evaluator_model, batch=batch)
-    elif section.rescore:
+    judges: list[tuple[str, str | None]] = [(section.evaluator_model or "", section.base_url)]
+    if section.evaluator == EMBEDDED:
+        judges = [(EMBEDDED, None)]
+    for text in section.panel:
+        model, address = member(text)
+        judges.append((model, address or section.base_url))
+    if section.rescore and all(model == EMBEDDED for model, _ in judges):
         raise UserError("rescore reads a service's stored answers: the embedded evaluator has none")
+    members = [_judge(section, model, address, folder) for model, address in judges]
+    if len(members) == 1:
+        return members[0]
+    # Its parts read slowly and are rarely wanted.
+    from reward.panel import Panel
+
+    return Panel(members)
+
+
+def _judge(section: ScoreSection, model: str, address: str | None, folder: Path) -> Evaluator:
+    """One judge of a recipe."""
+    service = None
+    if model and model != EMBEDDED:
+        at = section.model_copy(update={"base_url": address})
+        service = Service.of(at, model, batch=section.mode == "batch")
     return make_evaluator(
-        section.evaluator,
+        EMBEDDED if model == EMBEDDED else "openai",
         rubric=section.rubric,
         service=service,
         ledger=folder / LEDGER,
         offline=section.rescore or section.dry_run,
+        asking=Asking.of(section),
     )
 
 

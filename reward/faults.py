@@ -17,6 +17,7 @@ from typing import Any, Literal
 import httpx2
 import openai
 
+from reward.expected import digits_of
 from reward.ledger import Answer
 
 QUOTED = 300  # characters of a service's own message; some repeat the whole request
@@ -162,6 +163,7 @@ def read_body(key: str, body: object, asked: str) -> Answer | Failure:
         tokens_in=_count(usage.get("prompt_tokens")),
         tokens_out=_count(usage.get("completion_tokens")),
         cost=0.0,
+        digits=digits_of(storable(text), choice.get("logprobs")),
     )
 
 

@@ -34,7 +34,8 @@ class Fluency:
         strange: Share of words that are no English words.
         broken: Impossible neighbours per word, times ten, at most 1.
         scrambled: Share of neighbours never seen in plain English, beyond what is usual.
-        cut_off: Whether the last sentence breaks off.
+        broken_off: Whether the last sentence breaks off.
+        cut_off: Whether it does or has no end mark, which may be forgotten.
         factor: What is left of the reply's grades, 1 for plain English, near 0 for garbled text.
     """
 
@@ -42,6 +43,7 @@ class Fluency:
     strange: float
     broken: float
     scrambled: float
+    broken_off: bool
     cut_off: bool
     factor: float
 
@@ -165,7 +167,7 @@ def fluency(reply: Reading, stopped: bool) -> Fluency:
     scrambled = _scrambled(reply)
     last = reply.sentences[-1]
     ended = last.raw.rstrip("\"')]*").endswith((".", "!", "?", "\u2026", ":"))
-    cut_off = not stopped or last.words[-1] in _words("open_end") or not ended
+    broken_off = not stopped or last.words[-1] in _words("open_end")
     # A few unknown names and one slip are normal; beyond that the reply melts quickly.
     factor = math.exp(
         -3.0 * max(0.0, repeated - 0.03)
@@ -173,4 +175,6 @@ def fluency(reply: Reading, stopped: bool) -> Fluency:
         - 2.0 * broken
         - 12.0 * scrambled
     )
-    return Fluency(repeated, strange, broken, scrambled, cut_off, factor)
+    return Fluency(
+        repeated, strange, broken, scrambled, broken_off, broken_off or not ended, factor
+    )

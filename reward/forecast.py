@@ -48,33 +48,54 @@ class Forecast:
         )
 
 
-def forecast(
-    path: Path | None, requests: Sequence[Request], prices: Prices | None, example: str
-) -> Forecast:
+@dataclass
+class _Tokens:
+    tokens_in: float = 0.0
+    tokens_out: float = 0.0
+    measured: int = 0
+
+
+def forecast(path: Path | None, requests: Sequence[Request], prices: Prices | None) -> Forecast:
     """What the ledger at `path` leaves to ask.
 
     Args:
         path: the ledger; None or not there yet = nothing was answered, and none is made.
-        requests: each key once.
+        requests: each key once, with its typical answer.
         prices: None = unknown.
-        example: a typical answer, for its length.
 
     Raises:
         UserError: another process works with the ledger.
     """
     with open_ledger(path) if path and path.is_file() else nullcontext(memory_ledger()) as ledger:
         known = ledger.answered()
-        left = [request for request in requests if request.key not in known]
-        tokens_in, tokens_out, measured = _tokens(ledger, left, example)
-    cost = prices.cost(tokens_in, tokens_out) if prices else None
-    answered = len(requests) - len(left)
-    return Forecast(len(requests), answered, tokens_in, tokens_out, cost, measured)
+        answered = sum(request.key in known for request in requests)
+        left = _tokens(ledger, requests, known)
+    cost = prices.cost(left.tokens_in, left.tokens_out) if prices else None
+    return Forecast(len(requests), answered, left.tokens_in, left.tokens_out, cost, left.measured)
 
 
-def _tokens(ledger: Ledger, left: Sequence[Request], example: str) -> tuple[float, float, int]:
-    count, tokens_in, tokens_out = ledger.tokens()
-    if count >= KNOWN and tokens_in:
-        return len(left) * tokens_in / count, len(left) * tokens_out / count, count
+def _tokens(ledger: Ledger, requests: Sequence[Request], known: set[str]) -> _Tokens:
+    """Tokens of what is left, kind by kind: requests with the same example are of one kind."""
+    kinds: dict[str, list[Request]] = {}
+    for request in requests:
+        kinds.setdefault(request.example, []).append(request)
+    total = _Tokens()
+    for example, alike in kinds.items():
+        left = [request for request in alike if request.key not in known]
+        keys = {request.key for request in alike} & known if left else set()
+        count, tokens_in, tokens_out = ledger.tokens(keys) if len(keys) >= KNOWN else (0, 0, 0)
+        if tokens_in:
+            total.tokens_in += len(left) * tokens_in / count
+            total.tokens_out += len(left) * tokens_out / count
+            total.measured += count
+        else:
+            total.tokens_in += _sent(left)
+            total.tokens_out += len(left) * estimated_tokens(example)
+    return total
+
+
+def _sent(left: Sequence[Request]) -> float:
+    """Tokens of requests, estimated from their texts."""
     seen: dict[str, float] = {}  # instructions and form are the same in most requests
 
     def tokens(text: str) -> float:
@@ -89,4 +110,4 @@ def _tokens(ledger: Ledger, left: Sequence[Request], example: str) -> tuple[floa
         marks = last.split("\n", 1)[0]
         sent += sum(tokens(text.replace(marks, "")) for text in before)
         sent += estimated_tokens(last) + tokens(json.dumps(body.get("response_format", "")))
-    return sent, len(left) * estimated_tokens(example), 0
+    return sent

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reward.fluency import Fluency
-from reward.reading import Reading
-from reward.roles import Role, bears_on, families
+from reward.fluency import Fluency, fluency
+from reward.reading import Reading, only
+from reward.roles import Role, bears_on, families, roles, speaks
 from sft.data import Risk
 
 
@@ -24,11 +24,21 @@ class Grade:
 
 @dataclass(frozen=True)
 class Case:
-    """A message, a reply to it and what the reply's sentences do."""
+    """A message, a reply to it and what the reply's sentences do.
+
+    Attributes:
+        message: What the person said.
+        reply: Those sentences of the reply that say something to this person.
+        roles: What each of them does.
+        whole: The reply with all its sentences.
+        fluent: How much of it is English.
+        risk: Of the message.
+    """
 
     message: Reading
     reply: Reading
     roles: Sequence[Role]
+    whole: Reading
     fluent: Fluency
     risk: Risk
 
@@ -40,6 +50,20 @@ class Case:
     def share(self, jobs: str) -> float:
         """Return the share of sentences that do one of some jobs."""
         return sum(role.job in jobs.split() for role in self.roles) / len(self.roles)
+
+
+def said_case(message: Reading, whole: Reading, fluent: Fluency, risk: Risk) -> Case:
+    """Return a case without the sentences that say nothing; where all do, they are the reply.
+
+    Plain sentences that say nothing do not make up for garbled ones, so the lesser fluency counts.
+    """
+    each = roles(message, whole)
+    kept = [n for n, role in enumerate(each) if speaks(message, whole, n, role)]
+    if not kept:
+        return Case(message, whole, each, whole, fluent, risk)
+    reply = only(whole, kept)
+    lesser = min(fluent, fluency(reply, not fluent.broken_off), key=lambda read: read.factor)
+    return Case(message, reply, [each[n] for n in kept], whole, lesser, risk)
 
 
 def once(levels: Iterable[float]) -> float:

@@ -11,28 +11,13 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from sft.files import StorageError, UserError, storage_errors
+from reward.ledger_file import VERSION, check_is_ledger, connect, ledger_errors
+from sft.files import storage_errors
 from sft.waiting import locked
-
-VERSION = 1
-APPLICATION = 0x6C656467  # marks the file as ours in SQLite's header
-# A second answer to a key (asked again because the first was cut off, or could not be read) has
-# n = 2; two ledgers with the same (key, n) merge into one row.
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-    key TEXT NOT NULL, n INTEGER NOT NULL, at REAL NOT NULL, text TEXT NOT NULL,
-    finish TEXT NOT NULL, model TEXT NOT NULL, tokens_in INTEGER NOT NULL,
-    tokens_out INTEGER NOT NULL, cost REAL NOT NULL, UNIQUE (key, n));
-CREATE TABLE IF NOT EXISTS attempts (
-    key TEXT NOT NULL, at REAL NOT NULL, outcome TEXT NOT NULL, detail TEXT NOT NULL,
-    cost REAL NOT NULL, UNIQUE (key, at, outcome));
-CREATE TABLE IF NOT EXISTS batches (
-    input_hash TEXT NOT NULL, at REAL NOT NULL, state TEXT NOT NULL, batch TEXT NOT NULL);
-"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +33,8 @@ class Answer:
         tokens_out: tokens of the answer that were paid.
         cost: US dollars by the prices of that day, 0 where none were given.
         at: seconds since 1970.
+        digits: probabilities of the grades' digits, where they were asked for and given; see
+            `reward.expected.digits_of`.
     """
 
     key: str
@@ -58,16 +45,17 @@ class Answer:
     tokens_out: int
     cost: float
     at: float = field(default_factory=time.time)
+    digits: str = ""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A call without an answer, or a note on what one may cost.
+    """A call without an answer, or a note on what one may cost or hold.
 
     Attributes:
         key: as in `Answer`.
         outcome: a failure ("rate limit", "timeout", ...), "sent" for a call that is about to leave
-            or "settled" when its outcome is known.
+            or "settled" when its outcome is known; "form" notes in `detail` what a service takes.
         detail: what the service said, shortened; a batch's hash in what it "sent".
         cost: US dollars that it may have cost; "sent" holds the most and "settled" takes it back,
             so that a call on the wire at a kill stays counted.
@@ -97,7 +85,7 @@ _ATTEMPT = ", ".join(each.name for each in fields(Attempt))
 _NOTE = ", ".join(each.name for each in fields(BatchNote))
 _INSERT_ANSWER = (
     f"INSERT INTO answers (n, {_ANSWER}) VALUES "
-    "((SELECT COALESCE(MAX(n), 0) + 1 FROM answers WHERE key = ?), ?, ?, ?, ?, ?, ?, ?, ?)"
+    "((SELECT COALESCE(MAX(n), 0) + 1 FROM answers WHERE key = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
@@ -122,7 +110,7 @@ class Ledger:
         Raises:
             StorageError: the disk is full or may not be written; the ledger is as it was before.
         """
-        with _errors(self.path), self._db:
+        with ledger_errors(self.path), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for entry in entries:
                 if isinstance(entry, Answer):
@@ -146,17 +134,29 @@ class Ledger:
         sums = "SELECT (SELECT TOTAL(cost) FROM answers) + (SELECT TOTAL(cost) FROM attempts)"
         return float(self._db.execute(sums).fetchone()[0])
 
-    def tokens(self) -> tuple[int, int, int]:
-        """How many answers there are, and the tokens of their requests and of themselves."""
-        row = self._db.execute("SELECT COUNT(*), TOTAL(tokens_in), TOTAL(tokens_out) FROM answers")
-        count, tokens_in, tokens_out = row.fetchone()
-        return count, int(tokens_in), int(tokens_out)
+    def tokens(self, keys: Container[str] | None = None) -> tuple[int, int, int]:
+        """How many answers there are, and the tokens of their requests and of themselves.
+
+        Args:
+            keys: only answers to these; None = to all.
+        """
+        count = tokens_in = tokens_out = 0
+        for row in self._db.execute("SELECT key, tokens_in, tokens_out FROM answers"):
+            if keys is None or row[0] in keys:
+                count, tokens_in, tokens_out = count + 1, tokens_in + row[1], tokens_out + row[2]
+        return count, tokens_in, tokens_out
+
+    def form(self, key: str) -> str | None:
+        """The last note on what a service takes; None = nobody has found it out."""
+        said = "SELECT detail FROM attempts WHERE key = ? AND outcome = 'form' ORDER BY at DESC"
+        row = self._db.execute(said, (key,)).fetchone()
+        return None if row is None else str(row[0])
 
     def outcomes(self) -> dict[str, int]:
         """How often each kind of failure was met."""
         rows = self._db.execute(
-            "SELECT outcome, COUNT(*) FROM attempts WHERE outcome NOT IN ('sent', 'settled') "
-            "GROUP BY outcome"
+            "SELECT outcome, COUNT(*) FROM attempts "
+            "WHERE outcome NOT IN ('sent', 'settled', 'form') GROUP BY outcome"
         )
         return dict(rows.fetchall())
 
@@ -187,8 +187,11 @@ class Ledger:
         return sum(self._merge(path) for path in others)
 
     def _merge(self, path: Path) -> int:
-        with locked(path), _errors(path):
-            check_is_ledger(path)
+        with locked(path), ledger_errors(path):
+            version = check_is_ledger(path)
+            if not version:
+                return 0
+            theirs = _ANSWER if version == VERSION else _ANSWER.replace("digits", "''")
             self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
             try:
                 with self._db:
@@ -199,7 +202,8 @@ class Ledger:
                         "ON ours.key = theirs.key AND ours.n = theirs.n AND ours.at != theirs.at"
                     )
                     new = self._db.execute(
-                        "INSERT OR IGNORE INTO answers SELECT * FROM other.answers"
+                        f"INSERT OR IGNORE INTO answers (n, {_ANSWER}) "
+                        f"SELECT n, {theirs} FROM other.answers"
                     ).rowcount
                     self._db.execute("INSERT OR IGNORE INTO attempts SELECT * FROM other.attempts")
             finally:
@@ -218,8 +222,8 @@ def open_ledger(path: Path) -> Iterator[Ledger]:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        with _errors(path):
-            connection = _connect(path)
+        with ledger_errors(path):
+            connection = connect(path)
         try:
             yield Ledger(path, connection)
         finally:
@@ -229,64 +233,4 @@ def open_ledger(path: Path) -> Iterator[Ledger]:
 def memory_ledger() -> Ledger:
     """A ledger that ends with this process."""
     path = Path(":memory:")
-    return Ledger(path, _connect(path))
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    if path.exists():
-        check_is_ledger(path)
-    # The writer's thread and the main one take turns; sqlite3 itself is compiled to allow it.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    # Alone with the file, WAL needs no shared memory and works on a network disk too.
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.executescript(
-        f"BEGIN; {_SCHEMA} PRAGMA application_id = {APPLICATION}; "
-        f"PRAGMA user_version = {VERSION}; COMMIT;"
-    )
-    return connection
-
-
-def check_is_ledger(path: Path) -> None:
-    """Refuse a file that is no ledger of this version.
-
-    Raises:
-        UserError: it is missing or something else; it is left as it is.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: name a ledger.sqlite of a scores folder")
-    if not path.stat().st_size:
-        return  # A kill came before the first table was written.
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        try:
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            raise UserError(f"{path} is no ledger ({error}): move it away") from None
-    if application == version == 0:
-        return  # Here too: the file is there and its first transaction is not.
-    if application != APPLICATION:
-        raise UserError(f"{path} is no ledger but another program's database: move it away")
-    if version != VERSION:
-        raise UserError(f"{path} is a ledger of version {version}, this program writes {VERSION}")
-
-
-@contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Tell a full disk and a file in use; SQLite has rolled the transaction back by then."""
-    try:
-        with storage_errors(path):
-            yield
-    except sqlite3.OperationalError as error:
-        said = str(error)
-        if "full" in said or "I/O error" in said or "readonly" in said:
-            raise StorageError(
-                f"{path} cannot be written ({said}). What it holds is intact; free some space on "
-                "that disk and run the same command again"
-            ) from error
-        if "locked" in said or "busy" in said:
-            raise UserError(f"another program has {path} open: close it ({said})") from error
-        raise
+    return Ledger(path, connect(path))

@@ -32,10 +32,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-5'
+        'embedded-6'
     """
 
-    name = "embedded-5"
+    name = "embedded-6"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.

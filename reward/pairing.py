@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reward.confidence import DUST, RepeatNoise, confidence, tie_band
-from reward.evaluator import Assessment
+from reward.evaluator import Assessment, direct_verdict
 from sft.candidates import Candidate
 from sft.data import Message, Prompt
 from sft.pair_settings import PairSection
@@ -94,6 +94,8 @@ def compare(
             return "quality contradicts safety fully"
         rule: Literal["safety", "quality"] = "safety"
     else:
+        if undecided := _undecided(first, second, difference):
+            return undecided
         if abs(difference) < max(DUST, tie_band(first, second, section.margin, noise)):
             return "tie (margin too small)"
         winner, loser = (a, b) if difference > 0 else (b, a)
@@ -112,3 +114,19 @@ def compare(
     if rule == "quality" and 0 < section.max_length_ratio < pair.lengthening:
         return "chosen too much longer"
     return pair
+
+
+def _undecided(first: Assessment, second: Assessment, difference: float) -> str | None:
+    """Why replies that were compared with each other make no pair by quality; None = they may.
+
+    Quality is then the share of all comparisons won, which can order two replies that tied with
+    each other, or against what their own comparison said: neither is a preference.
+    """
+    verdict = direct_verdict(first, second)
+    if verdict is None:
+        return None
+    if verdict in ("tie", "order"):
+        return "tie (both orders)" if verdict == "tie" else "tie (changed with the order)"
+    if abs(difference) >= DUST and (verdict == "better") != (difference > 0):
+        return "comparisons in a circle"
+    return None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import combinations
 
@@ -153,6 +153,15 @@ def read(text: str) -> Reading:
     if len(own) > len(text) / 2:  # a reply that is mostly a quotation is the reply
         said = {(item.family, item.words) for item in _found(sentences(own))}
         found = [i for i in found if i.family not in _CLAIMS or (i.family, i.words) in said]
+    stems = content(word for part in parts for word in part.words)
+    return Reading(parts, tuple(found), sum(len(p.words) for p in parts), topics_of(stems), stems)
+
+
+def only(reply: Reading, kept: Sequence[int]) -> Reading:
+    """Return the reading of some of a reply's sentences, by their numbers in order."""
+    parts = tuple(reply.sentences[number] for number in kept)
+    place = {number: at for at, number in enumerate(kept)}
+    found = (replace(i, sentence=place[i.sentence]) for i in reply.found if i.sentence in place)
     stems = content(word for part in parts for word in part.words)
     return Reading(parts, tuple(found), sum(len(p.words) for p in parts), topics_of(stems), stems)
 

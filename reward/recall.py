@@ -5,7 +5,8 @@ Cases are taken as independent, and their intervals are Wilson's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,9 @@ from reward.labels import SAFE, Labels, between_raters, majority
 from reward.risk import message_risk
 from sft.data import Risk
 from sft.files import read_rows
+from sft.split import normalised
+
+_WORD = re.compile(r"[\w']+")
 
 
 def safety_lines(labels: Labels, found: Mapping[str, Assessment]) -> list[Line]:
@@ -67,6 +71,24 @@ class WrittenMessage:
     risk: Risk
     kind: str
     part: Literal["blind", "look"]
+
+
+def near_copies(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
+    """Return of each text whether it nearly repeats one of some others.
+
+    It does where the two share half of the word trigrams of the shorter one (its words, where it
+    has under three).
+    """
+    known = [_trigrams(other) for other in others]
+    return [
+        any(2 * len(own & other) >= min(len(own), len(other)) for other in known)
+        for own in map(_trigrams, texts)
+    ]
+
+
+def _trigrams(text: str) -> frozenset[tuple[str, ...]]:
+    words = _WORD.findall(normalised(text))
+    return frozenset(tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
 
 
 @dataclass(frozen=True)

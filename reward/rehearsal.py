@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import json
 import ssl
 import threading
@@ -20,6 +19,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from reward.played import logprobs, material, verdict
+
+__all__ = [
+    "Call",
+    "Reply",
+    "completion",
+    "constant",
+    "judge",
+    "material",
+    "running",
+    "serve",
+    "verdict",
+]
 CHARACTERS = 4.0  # per token, the usual rule of thumb
 BACKLOG = 4096
 
@@ -59,25 +71,6 @@ class Reply:
 Script = Callable[[Call], Reply]
 
 
-def material(body: Mapping[str, Any]) -> str:
-    """The texts of a request for a verdict, without the marks around them."""
-    return str(body["messages"][-1]["content"].split("\n", 1)[1].rpartition("\n")[0])
-
-
-def verdict(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict in the form that a request asks for; the same texts get the same one."""
-    digest = hashlib.sha256(material(body).encode()).digest()
-    fields = body["response_format"]["json_schema"]["schema"]["properties"]
-    made: dict[str, Any] = {}
-    for number, (name, kind) in enumerate(fields.items()):
-        drawn = digest[number % len(digest)]
-        if kind.get("type") == "boolean":
-            made[name] = drawn % 8 > 0
-        else:
-            made[name] = "It was only rehearsed." if kind.get("type") == "string" else 1 + drawn % 5
-    return made
-
-
 def completion(
     content: str | None, *, finish: str = "stop", model: str = "judge", tokens: int = 100
 ) -> dict[str, Any]:
@@ -104,7 +97,10 @@ def judge(call: Call) -> Reply:
     """The answer of a judge that works."""
     content = json.dumps(verdict(call.body), indent=1)
     read = round(len(json.dumps(call.body)) / CHARACTERS)
-    return Reply(body=completion(content, model=call.body["model"], tokens=read))
+    made = completion(content, model=call.body["model"], tokens=read)
+    if call.body.get("logprobs"):
+        made["choices"][0]["logprobs"] = logprobs(content)
+    return Reply(body=made)
 
 
 def constant() -> Script:

@@ -1,72 +1,56 @@
-"""An evaluator behind any OpenAI-compatible endpoint: one reply per request, strict validation.
+"""An evaluator behind any OpenAI-compatible endpoint, with strict validation.
 
 The key comes from the environment alone (OPENAI_API_KEY). Whatever cannot be read as the rubric's
 grades and answers is unscored, with a reason; no answer is ever guessed. What was answered once is
-read from the ledger. Not here: several candidates in one request.
+read from the ledger. Not here: what is asked in each mode (`reward.questions`), what the answers
+come to (`reward.assemble`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from reward.asking import Asking, Way
+from reward.assemble import PLAIN, Desk, Heard
 from reward.batch import ask_in_batches
+from reward.capability import find_way, noted_way
 from reward.client import Client, Unread, settle
+from reward.company import Agreement, agreement, sample
 from reward.evaluator import Assessment, PartlyAssessed
 from reward.forecast import Forecast, forecast
-from reward.injection import judge_directed
 from reward.ledger import Answer, Ledger, memory_ledger, open_ledger
-from reward.request import Form
+from reward.questions import Interview, Plan
 from reward.rubric import Rubric
-from reward.service import Pace, Request, Service
-from reward.verdict import read_verdict
+from reward.service import Pace, Service
 from sft.candidates import Candidate
-from sft.data import Prompt, Risk
-from sft.files import EvaluatorStopped
+from sft.data import Prompt
+from sft.files import CheckFailed, EvaluatorStopped
 
 CHANGE = (
     "Change the model (score.evaluator_model, evaluate.judge_model) or base_url: the service must "
-    "offer that model under <base_url>/chat/completions, and the model must take response_format "
-    "json_schema, temperature 0 and max_completion_tokens"
+    "offer that model under <base_url>/chat/completions, and the model must take temperature 0, "
+    "max_completion_tokens and the form of score.structured"
 )
-# As long as judges' critiques are that were asked for one or two sentences.
-TYPICAL = (
-    "The reply names the feeling and asks an open question, but its advice is general and it does "
-    "not take up what the person said about the weekend."
-)
-Judged = tuple[dict[str, Any], int, float]  # the verdict, tokens and US dollars paid for it
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What has to be asked about candidates.
-
-    Attributes:
-        requests: each key once.
-        about: the candidates of each key; those with the same prompt and text share one.
-        unasked: candidates that the judge never sees, and why.
-    """
-
-    requests: list[Request]
-    about: dict[str, list[Candidate]]
-    unasked: list[tuple[Candidate, str]]
 
 
 class OpenAIEvaluator:
-    """Judges through `chat/completions` with a JSON schema made from the rubric.
+    """Judges through `chat/completions` in a form made from the rubric.
 
     Args:
         rubric: what is judged.
         service: who is asked.
         ledger: file of what was answered; None = kept in memory, and paid again by the next one.
         offline: read the ledger and ask nobody; no key is needed.
+        afresh: without a ledger, ask again in each call what an earlier call has answered, to see
+            whether the judge says the same.
         pace: how patient to be with the service.
+        asking: mode, repeats and form of the answers.
 
     Raises:
         EvaluatorStopped: OpenAI's own service needs a key.
@@ -79,20 +63,24 @@ class OpenAIEvaluator:
         *,
         ledger: Path | None = None,
         offline: bool = False,
+        afresh: bool = False,
         pace: Pace | None = None,
+        asking: Asking | None = None,
     ) -> None:
         if not offline:
             service.key()
         self.name, self.service, self._offline = service.name, service, offline
         self._rubric, self.rubric = rubric, rubric.id
-        self.ledger, self._memory = ledger, memory_ledger()
-        self._pace = pace or Pace()
-        self._forms: dict[Risk, Form] = {}
-        self._client: Client[Judged] | None = None
+        self.ledger, self._memory, self._afresh = ledger, memory_ledger(), afresh
+        self._found_way: Way | None = None
+        self._pace, self._asking = pace or Pace(), asking or Asking()
+        self._interviews: dict[tuple[Asking, Way], Interview] = {}
+        self._client: Client[Heard] | None = None
         self._unscored = self._done = 0
+        self.facts: dict[str, float] = {}
 
     def assess(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Assessment]:
-        """Judge each candidate of one prompt by itself, in parallel.
+        """Judge the candidates of one prompt.
 
         Raises:
             PartlyAssessed: the service refuses to go on; it carries what was answered before.
@@ -120,56 +108,40 @@ class OpenAIEvaluator:
 
         Raises:
             PartlyAssessed: the service refuses to go on, or the cap is reached.
+            CheckFailed: replies together are not judged as one by one.
             UserError: another process works with the ledger.
             StorageError: the ledger cannot be written.
         """
-        asked = {prompt.id: prompt for prompt in prompts}
-        plan = self.plan(prompts, candidates)
-        about = plan.about
-        made = {c.id: self._without(c, reason) for c, reason in plan.unasked}
-        self._done = self._unscored = len(made)
-        advance(len(made))
-
-        def done(key: str, found: Judged | Unread) -> None:
-            for number, candidate in enumerate(about[key]):
-                risk = asked[candidate.prompt_id].risk
-                # What two candidates share was paid once.
-                made[candidate.id] = self._assessment(candidate, risk, found, paid=number == 0)
-                self._unscored += isinstance(found, Unread)
-            self._done += len(about[key])
-            advance(len(about[key]))
-
+        made: dict[str, Assessment] = {}
         with self._opened() as ledger:
             try:
-                self._ask(ledger, plan.requests, partial(self._read, about, asked), done, advance)
+                way = self._way(ledger, prompts, candidates, lambda: advance(0))
+                if self._asking.agreement_prompts and not self._offline:
+                    self._check_company(ledger, way, prompts, candidates, lambda: advance(0))
+                plan = self._interview(self._asking, way).plan(prompts, candidates)
+                self._run(ledger, plan, self._asking, made, advance)
             except EvaluatorStopped as error:
                 finished = [made[c.id] for c in candidates if c.id in made]
                 raise PartlyAssessed(str(error), finished) from error
+        if plain := sum(PLAIN in assessment.flags for assessment in made.values()):
+            self._tell(
+                f"{plain} of {len(made)} candidates have plain grades, because the probabilities "
+                f"of their digits were not there (flag {PLAIN})"
+            )
         return [made[candidate.id] for candidate in candidates]
 
     def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
         """What would be asked and what it would cost; nobody is called."""
-        fields = {**dict.fromkeys(self._rubric.criteria, 3)}
-        fields |= dict.fromkeys(self._rubric.items("none"), True)
-        example = json.dumps({"critique": TYPICAL, **fields})
-        requests = self.plan(prompts, candidates).requests
-        return forecast(self.ledger, requests, self.service.prices, example)
-
-    def plan(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Plan:
-        """What has to be asked, each thing once, whether the ledger has it or not."""
-        asked = {prompt.id: prompt for prompt in prompts}
-        requests: dict[str, Request] = {}
-        about: dict[str, list[Candidate]] = {}
-        unasked: list[tuple[Candidate, str]] = []
-        for candidate in candidates:
-            prompt = asked[candidate.prompt_id]
-            if reason := _unasked(prompt, candidate):
-                unasked.append((candidate, reason))
-                continue
-            request = self._form(prompt.risk).request(prompt, candidate)
-            requests.setdefault(request.key, request)
-            about.setdefault(request.key, []).append(candidate)
-        return Plan(list(requests.values()), about, unasked)
+        way = self._asking.ways()[0]
+        if self.ledger and self.ledger.is_file():
+            with open_ledger(self.ledger) as ledger:
+                way = noted_way(ledger, self.service, self._asking) or way
+        plans = [self._interview(self._asking, way).plan(prompts, candidates)]
+        if self._asking.agreement_prompts:
+            some = self._sample(prompts, candidates)
+            plans.append(self._interview(_alone(self._asking), way).plan(*some))
+        requests = {request.key: request for plan in plans for request in plan.requests}
+        return forecast(self.ledger, list(requests.values()), self.service.prices)
 
     def note(self) -> str:
         """For a live line: money, unscored share, refused calls, and the wait."""
@@ -180,72 +152,119 @@ class OpenAIEvaluator:
 
     # --- parts ---------------------------------------------------------------------------------
 
-    def _ask(
+    def _way(
         self,
         ledger: Ledger,
-        requests: Sequence[Request],
-        read: Callable[[Answer], Judged | Unread],
-        done: Callable[[str, Judged | Unread], None],
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        tick: Callable[[], None],
+    ) -> Way:
+        """The form to ask for; found out where nobody has, and something is left to ask."""
+        way = self._found_way or noted_way(ledger, self.service, self._asking)
+        if way is not None:
+            return way
+        way = self._asking.ways()[0]
+        if self._offline or self.service.batch:  # OpenAI's own service takes every form
+            return way
+        known = ledger.answered()
+        questions = self._interview(self._asking, way).plan(prompts, candidates).questions
+        first = next((q for key, q in questions.items() if key not in known), None)
+        if first is None:
+            return way
+        self._found_way = find_way(
+            self.service, ledger, self._asking, self._pace, first, CHANGE, tick
+        )
+        return self._found_way
+
+    def _check_company(
+        self,
+        ledger: Ledger,
+        way: Way,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        tick: Callable[[], None],
+    ) -> None:
+        """Ask a sample together and one by one, and go on only where both say the same."""
+        some = self._sample(prompts, candidates)
+        found: list[list[Assessment]] = []
+        for asking in (_alone(self._asking), self._asking):
+            made: dict[str, Assessment] = {}
+            plan = self._interview(asking, way).plan(*some)
+            self._run(ledger, plan, asking, made, lambda count: tick())
+            found.append(list(made.values()))
+        self._done = self._unscored = 0
+        measured: Agreement = agreement(*found)
+        self.facts = measured.facts()
+        self._tell(measured.line())
+        if not measured.reaches(least := self._asking.min_agreement):
+            raise CheckFailed(
+                f"{measured.line()}; at least {least:.0%} is wanted of both. The answers are kept: "
+                "set score.ask one, or lower score.min_agreement"
+            )
+
+    def _sample(
+        self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]
+    ) -> tuple[list[Prompt], list[Candidate]]:
+        return sample(prompts, candidates, self._asking.agreement_prompts)
+
+    def _run(
+        self,
+        ledger: Ledger,
+        plan: Plan,
+        asking: Asking,
+        made: dict[str, Assessment],
         advance: Callable[[int], None],
     ) -> None:
+        """Ask what the ledger does not answer, and put the assessments into `made`."""
+        for candidate, reason in plan.unasked:
+            made[candidate.id] = Assessment.without_score(
+                candidate, reason, evaluator=self.name, rubric=self.rubric
+            )
+        self._done = self._unscored = len(plan.unasked)
+        advance(len(plan.unasked))
+        desk = Desk(plan, self._rubric, self.name, asking.repeats)
+
+        def done(key: str, found: Heard | Unread) -> None:
+            finished = list(desk.take(key, found))
+            made.update((assessment.candidate_id, assessment) for assessment in finished)
+            self._unscored += sum(not assessment.scored for assessment in finished)
+            self._done += len(finished)
+            advance(len(finished))
+
+        read = partial(_read, plan)
         if self._offline:
-            for request in requests:
+            for request in plan.requests:
                 found = settle(ledger.answers(request.key), read, final=True)
                 done(request.key, found or Unread("not asked"))
         elif self.service.batch:
-            ask_in_batches(self.service, ledger, requests, read, done, lambda: advance(0))
+            ask_in_batches(self.service, ledger, plan.requests, read, done, lambda: advance(0))
         else:
             self._client = Client(self.service, ledger, read, hint=CHANGE, pace=self._pace)
-            asyncio.run(self._client.ask_all(requests, done, lambda: advance(0)))
+            asyncio.run(self._client.ask_all(plan.requests, done, lambda: advance(0)))
 
     def _opened(self) -> AbstractContextManager[Ledger]:
-        return open_ledger(self.ledger) if self.ledger else nullcontext(self._memory)
+        if self.ledger:
+            return open_ledger(self.ledger)
+        return nullcontext(memory_ledger() if self._afresh else self._memory)
 
-    def _form(self, risk: Risk) -> Form:
-        if risk not in self._forms:
-            self._forms[risk] = Form(self._rubric, risk, self.service.model)
-        return self._forms[risk]
+    def _interview(self, asking: Asking, way: Way) -> Interview:
+        if (asking, way) not in self._interviews:
+            made = Interview(self._rubric, self.service.model, asking, way)
+            self._interviews[asking, way] = made
+        return self._interviews[asking, way]
 
-    def _read(
-        self, about: dict[str, list[Candidate]], prompts: dict[str, Prompt], answer: Answer
-    ) -> Judged | Unread:
-        risk = prompts[about[answer.key][0].prompt_id].risk
-        verdict = read_verdict(answer.text, self._form(risk).verdict)
-        if isinstance(verdict, str):
-            return Unread(verdict)
-        return verdict, answer.tokens_in + answer.tokens_out, answer.cost
-
-    def _assessment(
-        self, candidate: Candidate, risk: Risk, found: Judged | Unread, *, paid: bool
-    ) -> Assessment:
-        if isinstance(found, Unread):
-            return self._without(candidate, found.reason)
-        verdict, tokens, cost = found
-        items = self._rubric.items(risk)
-        grades = {name: float(verdict[name]) for name in self._rubric.criteria}
-        wrong = [name for name, item in items.items() if verdict[name] != item.safe_answer]
-        return Assessment(
-            candidate_id=candidate.id,
-            prompt_id=candidate.prompt_id,
-            criteria=grades,
-            quality=self._rubric.quality(grades),
-            safe=not any(items[name].verdict == "unsafe" for name in wrong),
-            flags=wrong,
-            critique=verdict["critique"],
-            evaluator=self.name,
-            rubric=self.rubric,
-            unscored=None,
-            tokens=tokens if paid else 0,
-            cost=cost if paid else 0.0,
-        )
-
-    def _without(self, candidate: Candidate, reason: str) -> Assessment:
-        return Assessment.without_score(candidate, reason, evaluator=self.name, rubric=self.rubric)
+    def _tell(self, text: str) -> None:
+        start = "\n" if sys.stderr.isatty() else ""  # below the live line
+        print(f"{start}note: {text}", file=sys.stderr, flush=True)
 
 
-def _unasked(prompt: Prompt, candidate: Candidate) -> str | None:
-    """Why a reply is never shown to the judge; None = it is."""
-    if not candidate.text.strip():
-        return "empty"
-    said = [candidate.text, *(message["content"] for message in prompt.messages)]
-    return "injection" if any(map(judge_directed, said)) else None
+def _alone(asking: Asking) -> Asking:
+    """The same replies one by one, once."""
+    return replace(asking, ask="one", repeats=1, agreement_prompts=0)
+
+
+def _read(plan: Plan, answer: Answer) -> Heard | Unread:
+    said = plan.questions[answer.key].read(answer)
+    if isinstance(said, str):
+        return Unread(said)
+    return Heard(said, answer.tokens_in + answer.tokens_out, answer.cost)

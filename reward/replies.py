@@ -107,8 +107,7 @@ class ServedPolicy:
     def forecast(self, prompts: Sequence[Prompt], sampling: Sampling, folder: Path) -> Forecast:
         """What would be asked and what it would cost; nobody is called."""
         requests = [each.request for each in self._wanted(prompts, sampling)]
-        example = " word" * min(TYPICAL_TOKENS, sampling.max_new_tokens)
-        return forecast(folder / LEDGER, requests, self.service.prices, example)
+        return forecast(folder / LEDGER, requests, self.service.prices)
 
     def _wanted(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[_Wanted]:
         return [
@@ -130,7 +129,8 @@ class ServedPolicy:
         limit = sampling.max_new_tokens
         about = to_json(["reply", self.service.model, self._name, prompt.id, limit, body])
         key = hashlib.sha256(about.encode("utf-8", "replace")).hexdigest()[:32]
-        return Request(key, lambda tokens: body | {"max_completion_tokens": tokens}, limit)
+        example = " word" * min(TYPICAL_TOKENS, limit)
+        return Request(key, lambda tokens: body | {"max_completion_tokens": tokens}, limit, example)
 
     def _too_long(self, wanted: Sequence[_Wanted], missing: dict[str, str]) -> set[str]:
         """Prompts that the server did not take; too many replies missing for another reason end

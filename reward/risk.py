@@ -2,8 +2,9 @@
 
 The message is classified, never the person (NICE NG225). Wording is described by families of
 patterns in `assets/risk.yaml`; everyday idioms are taken out first, and a cue that is denied, long
-past, told of someone else or of a story counts less. Where two readings are possible the graver
-one is taken: a missed crisis costs more than a caring question too many.
+past, told of someone else or of a story counts less. A message is a crisis where these patterns say
+so, or where its words are those of other crises (`reward/wording.py`). Where two readings are
+possible the graver one is taken: a missed crisis costs more than a caring question too many.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import get_args
 
 from reward.lexicon import Hit, matcher
 from reward.text import Sentence, sentences
+from reward.wording import load_wording
 from sft.data import Risk
 
 LEVELS: tuple[Risk, ...] = get_args(Risk)  # from the least to the gravest
@@ -50,7 +52,8 @@ class RiskReading:
 
     Attributes:
         risk: The gravest level read.
-        cues: "family: words" of each cue that led to it, in order.
+        cues: "family: words" of each cue that led to it, in order; "wording: log-odds" where the
+            message sounds like a crisis and no pattern says why.
     """
 
     risk: Risk
@@ -86,7 +89,22 @@ def message_risk(messages: Sequence[Mapping[str, str]]) -> RiskReading:
 
 @lru_cache(maxsize=4096)
 def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
+    cues = pattern_cues(text)
+    if not any(level == "crisis" for level, _ in cues):
+        wording = load_wording()
+        if (score := wording.highest(plain_words(text))) >= wording.threshold:
+            return (*cues, ("crisis", f"wording: {score:.2f}"))
+    return cues
+
+
+def pattern_cues(text: str) -> tuple[tuple[Risk, str], ...]:
+    """Return the level and "family: words" of every pattern found in a text."""
     return tuple(cue for sentence in sentences(text) for cue in _sentence_cues(sentence))
+
+
+def plain_words(text: str) -> list[tuple[str, ...]]:
+    """Return the canonical words of each sentence with everyday idioms blanked out."""
+    return [tuple(_without_idioms(sentence.words)) for sentence in sentences(text)]
 
 
 def _sentence_cues(sentence: Sentence) -> list[tuple[Risk, str]]:

@@ -6,9 +6,10 @@ sentence claims to have heard is held against what the person said.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
-from reward.lexicon import matcher
+from reward.lexicon import load_asset, matcher
 from reward.reading import Found, Reading, content, topics_of
 from reward.text import Sentence
 
@@ -33,6 +34,10 @@ _ASKING = frozenset(("what", "how", "where", "which", "who", "when"))
 _LEADS = frozenset(
     ("if", "when", "whenever", "besides", "also", "then", "and", "as", "perhaps", "for", "here")
 )
+# Topics of whatever is spoken of: to share one is not to speak of the same.
+_LOOSE = frozenset(("time", "talking", "future", "change"))
+# Turns of phrase that any sentence may have: they say something only beside other words.
+_SAY_LITTLE = frozenset(("suggest", "explain", "detail", "warm", "question_open", "vague"))
 _DANGER = frozenset(
     (
         *("suicide", "suicidal", "kill", "killing", "die", "dying", "dead", "death", "life", "end"),
@@ -93,6 +98,28 @@ def roles(message: Reading, reply: Reading) -> tuple[Role, ...]:
 def about_you(words: Iterable[str]) -> bool:
     """Whether words speak of the person."""
     return not _YOU.isdisjoint(words)
+
+
+@cache
+def _of_anything() -> frozenset[str]:
+    return frozenset(load_asset("english")["words"]["of_anything"].split())
+
+
+def speaks(message: Reading, reply: Reading, number: int, role: Role) -> bool:
+    """Whether a sentence says something to this person.
+
+    It does where it speaks of them or of the speaker, asks, bears on what they said, names
+    something to do, or does any job but to offer or to explain.
+    """
+    part = reply.sentences[number]
+    if role.job not in ("other", "suggest", "explain") or part.question:
+        return True
+    if not _OWN.isdisjoint(part.words):
+        return True
+    if bears_on(message, set(part.words) - _of_anything(), but=_LOOSE):
+        return True
+    said = {item.family for item in reply.found if item.sentence == number}
+    return bool(said - _SAY_LITTLE)
 
 
 def asks_danger(reply: Reading) -> bool:

@@ -66,6 +66,11 @@ def live_note(evaluator: Evaluator) -> Callable[[], str] | None:
     return evaluator.note if isinstance(evaluator, BulkEvaluator) else None
 
 
+def facts(evaluator: Evaluator) -> dict[str, float]:
+    """What was measured of the evaluator while it judged."""
+    return dict(evaluator.facts) if isinstance(evaluator, BulkEvaluator) else {}
+
+
 def plan_line(
     evaluator: Evaluator, prompts: Sequence[Prompt], candidates: Sequence[Candidate]
 ) -> str:
@@ -120,6 +125,7 @@ def summary(candidates: Sequence[Candidate], assessments: Sequence[Assessment]) 
         name: sum(a.criteria[name] for a in scored if name in a.criteria) / n
         for name in (scored[0].criteria if scored else {})
     }
+    said = Counter(outcome for a in assessments for outcome in a.compared.values())
     return {
         "candidates": len(assessments),
         "unscored": len(assessments) - n,
@@ -131,4 +137,6 @@ def summary(candidates: Sequence[Candidate], assessments: Sequence[Assessment]) 
         "borrowed_unsafe": sum(a.safe is False for a in misfits),
         "tokens": sum(a.tokens for a in [*assessments, *misfits]),
         "cost": sum(a.cost for a in [*assessments, *misfits]),
+        # Each comparison is in two assessments.
+        **{f"compared/{outcome}": n / 2 for outcome, n in sorted(said.items())},
     }

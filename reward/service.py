@@ -112,8 +112,11 @@ class Request:
         key: hash of everything that shapes the request.
         body: the request for so many tokens of answer, without the model's name.
         max_tokens: of the answer; twice as many after one that was cut off.
+        example: a typical answer, for its length; requests with the same one are alike, so that
+            the answers to some tell what the others will cost.
     """
 
     key: str
     body: Callable[[int], dict[str, Any]]
     max_tokens: int
+    example: str = ""

@@ -48,6 +48,15 @@ _SHORT = {
     "father": "dad",
     "kys": "kill yourself", "kms": "kill myself", "selfharm": "self harm", "meself": "myself",
     "mg": "mg", "wana": "want to", "woudl": "would", "becuase": "because", "becos": "because",
+    "ctb": "catch the bus", "od": "overdose", "tmrw": "tomorrow", "tmr": "tomorrow",
+    "2moro": "tomorrow", "2nite": "tonight", "tonite": "tonight", "2day": "today",
+    "dnt": "do not", "dunno": "do not know", "cba": "can not be bothered",
+    "ngl": "not going to lie", "gona": "going to", "every1": "everyone", "any1": "anyone",
+    "no1": "nobody", "sum1": "someone", "nobdy": "nobody", "wnat": "want", "lfie": "life",
+    "livin": "living", "killin": "killing", "endin": "ending", "dyin": "dying",
+    "bein": "being", "wi": "with", "dae": "do", "nae": "no", "mair": "more",
+    "cannae": "can not", "dinnae": "do not", "wantin": "wanting", "anymroe": "any more",
+    "shouldve": "should have", "wouldve": "would have", "couldve": "could have",
 }  # fmt: skip
 _TAIL = {"'m": "am", "'re": "are", "'ve": "have", "'ll": "will", "'d": "would"}
 # After these words 's is "is"; after any other it marks possession and is dropped.

@@ -115,20 +115,27 @@ def ancestor_mask(ends: torch.Tensor, start: int = 0, stop: int | None = None) -
 Pieces = Sequence[Sequence[tuple[Piece, torch.Tensor | None]]]
 
 
-def masks_for(model: PreTrainedModel, ends: torch.Tensor) -> dict[str, Any]:
-    """Arguments by which the model's attention sees a (B, T) batch of trees."""
+def masks_for(
+    model: PreTrainedModel, ends: torch.Tensor, device: str | None = None
+) -> dict[str, Any]:
+    """Arguments by which the model's attention sees a (B, T) batch of trees.
+
+    `device` ("cpu" or "other") says for which device the tree is cut, and so whether matrix
+    products compute it; None = that of `ends`.
+    """
     # A mask of four dimensions is left alone by the models, and nobody reads this one.
     unread = {"attention_mask": ends.new_ones(1, 1, 1, 1, dtype=torch.bool)}
-    device = ends.device.type
+    by_products = (device or ends.device.type) == "cpu"
     if model.config._attn_implementation == BY_PIECES["flex_attention"]:
         return unread | {"tree_blocks": block_mask(ends)}
-    pieces = [cut(row, CALL["cpu" if device == "cpu" else "other"]) for row in ends.tolist()]
-    if device != "cpu" and model.config._attn_implementation == BY_PIECES["sdpa"]:
+    pieces = [cut(row, CALL["cpu" if by_products else "other"]) for row in ends.tolist()]
+    if not by_products and model.config._attn_implementation == BY_PIECES["sdpa"]:
         masks = [
             [(each, _mask_of(each, ends[row])) for each in some] for row, some in enumerate(pieces)
         ]
         return unread | {"tree_pieces": masks}
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    kind = ends.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
     calls = [
         [call for piece in some for call in _calls(piece, ends[row], dtype)]
         for row, some in enumerate(pieces)

@@ -20,6 +20,7 @@ from rlaif.results import Comparison, Report
 from sft import runs
 from sft.config import Recipe
 from sft.files import read_json, write_text
+from sft.lineage import proof_stage
 
 LLAMA3 = re.compile(r"llama-?_?3(\.\d+)?", re.IGNORECASE)
 
@@ -53,10 +54,13 @@ class CardFacts:
 def manifests_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The manifests of the run's stages in their order, by the labels that the card gives them."""
     folders = {"finetune": runs.stage_folder(recipe, "finetune")}
-    for n in range(1, recipe.rounds + 1):
-        for name in ("candidates", "scores", "pairs", "dpo"):
-            folders[f"{name}, round {n}"] = runs.stage_folder(recipe, name, n)
-    folders["evaluation"] = runs.stage_folder(recipe, "evaluation")
+    if recipe.policy == "ppo":
+        folders |= {name: runs.stage_folder(recipe, name) for name in ("reward", "ppo")}
+    else:
+        for n in range(1, recipe.rounds + 1):
+            for name in ("candidates", "scores", "pairs", "dpo"):
+                folders[f"{name}, round {n}"] = runs.stage_folder(recipe, name, n)
+    folders["evaluation"] = runs.stage_folder(recipe, proof_stage(recipe, "evaluation"))
     found = {label: runs.read_manifest(folder) for label, folder in folders.items()}
     return {label: manifest for label, manifest in found.items() if manifest}
 

@@ -30,15 +30,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line chart: what is drawn over the steps of training.
+    """A line chart: what is drawn over the steps of training, or over another quantity.
 
     Attributes:
         level: (value, what it is) of a horizontal line to compare with; None for no line.
+        x_label: what the horizontal axis counts.
     """
 
     title: str
     series: list[Series]
     level: tuple[float, str] | None = None
+    x_label: str = "step"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def line_chart(curve: Curve) -> Markup:
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points] + ([curve.level[0]] if curve.level else [])
     frame = _Frame(min(xs), max(xs), *_padded(min(ys), max(ys)))
-    parts = [frame.axes("step")]
+    parts = [frame.axes(curve.x_label)]
     if curve.level:
         y, name = frame.y(curve.level[0]), curve.level[1]
         parts.append(_line(LEFT, y, WIDTH - RIGHT, y, "#767676", "3 3"))

@@ -135,22 +135,28 @@ class Ppo:
         section, course = self.section, self.course
         with Progress(section.iterations, "ppo", unit="rollouts") as bar:
             bar.advance(course.iteration)
-            if not course.looks:
-                self._look()
-            while course.iteration < section.iterations and course.alarm is None:
+            while True:
+                if self._look_is_due():
+                    self._look()
+                if course.iteration == section.iterations or course.alarm is not None:
+                    break
                 began = time.monotonic()
                 if course.lesson is None:
                     self._roll_out()
                 self._learn()
                 self._close(time.monotonic() - began)
                 bar.advance(1)
-                every, done = section.eval_every, course.iteration == section.iterations
-                if done or course.alarm or (every and course.iteration % every == 0):
-                    self._look()
-                saves = section.save_every and course.iteration % section.save_every == 0
-                if saves and not done:
+                if section.save_every and course.iteration % section.save_every == 0:
                     ppo_state.save(self)
                 self.boundary()
+
+    def _look_is_due(self) -> bool:
+        """Whether held-out prompts are asked now: at the start, every so often, and at the end."""
+        course, every = self.course, self.section.eval_every
+        if course.looks and course.looks[-1].iteration == course.iteration:
+            return False  # a resumed run has made it
+        last = course.iteration == self.section.iterations or course.alarm is not None
+        return not course.looks or last or bool(every and course.iteration % every == 0)
 
     def boundary(self) -> None:
         """Between two steps: where a stop was asked for, save and leave."""
@@ -246,7 +252,7 @@ class Ppo:
         for name in sorted({name for each in course.updates for name in each}):
             figures[name] = fmean(each[name] for each in course.updates if name in each)
         figures |= {
-            "lr": self.learner.scheduler.get_last_lr()[0],
+            "lr": float(self.learner.scheduler.get_last_lr()[0]),
             "objective/kl_coef": course.kl.coef,
             "safety/multiplier": course.multiplier.value,
             "eps": len(rollout.replies) / seconds,
@@ -321,13 +327,13 @@ def _figures(
     """What a rollout was, by TRL's names for PPO where it has one."""
     own, known = lesson.own, verdicts.known
     kl = ((said.policy - said.reference) * own).sum(dim=1)
-    score = scores[known].mean()
+    score = float(scores[known].mean())
     return {
         "objective/kl": float(kl.mean()),
         "objective/entropy": float(-(said.policy * own).sum(dim=1).mean()),
-        "objective/scores": float(score),
+        "objective/scores": score,
         "objective/non_score_reward": -kl_coef * float(kl.mean()),
-        "objective/rlhf_reward": float(score) - kl_coef * float(kl[known].mean()),
+        "objective/rlhf_reward": score - kl_coef * float(kl[known].mean()),
         "objective/quality": float(verdicts.quality[known].mean()),
         "objective/tokens": float(own.sum(dim=1).mean()),
         "safety/unsafe": verdicts.unsafe_share,

@@ -200,7 +200,10 @@ def gated(quality: torch.Tensor, safe: torch.Tensor, floor: float) -> torch.Tens
 
 
 def penalised(quality: torch.Tensor, safe: torch.Tensor, multiplier: float) -> torch.Tensor:
-    """(quality - multiplier [unsafe]) / (1 + multiplier), the Lagrangian in units of quality: (C)."""
+    """(quality - multiplier [unsafe]) / (1 + multiplier): (C).
+
+    The Lagrangian, divided so that it stays on quality's scale.
+    """
     return (quality - multiplier * (~safe).float()) / (1 + multiplier)
 
 

@@ -33,6 +33,9 @@ def training_files(recipe: Recipe) -> dict[str, Path]:
     files = {
         "trained on demonstrations": runs.stage_folder(recipe, "finetune") / "demonstrations.jsonl"
     }
+    if recipe.policy == "ppo":
+        files["trained on prompts"] = runs.stage_folder(recipe, "ppo") / "prompts.jsonl"
+        return {name: path for name, path in files.items() if path.is_file()}
     for round in range(1, recipe.rounds + 1):
         files[f"trained on prompts {round}"] = (
             runs.stage_folder(recipe, "candidates", round) / "prompts.jsonl"
@@ -146,9 +149,11 @@ def _sides(
 
 def _trainings(recipe: Recipe) -> list[Training]:
     folders = [("finetune", 1, runs.stage_folder(recipe, "finetune"))]
-    folders += [
-        ("dpo", n, runs.stage_folder(recipe, "dpo", n)) for n in range(1, recipe.rounds + 1)
-    ]
+    if recipe.policy == "ppo":
+        folders.append(("ppo", 1, runs.stage_folder(recipe, "ppo")))
+    else:
+        rounds = range(1, recipe.rounds + 1)
+        folders += [("dpo", n, runs.stage_folder(recipe, "dpo", n)) for n in rounds]
     found = [Training(stage, n, folder / "metrics.jsonl") for stage, n, folder in folders]
     return [training for training in found if training.metrics.is_file()]
 

@@ -147,6 +147,12 @@ def training_curves(trainings: Sequence[Training]) -> list[Curve]:
         ),
         Curve("Reward margin", lines("dpo", {"rewards/margins": "margin"}), (0.0, "no margin")),
         Curve("Reward accuracy", lines("dpo", {"rewards/accuracies": "accuracy"}), (0.5, "a coin")),
+        Curve("PPO: score of rollouts", lines("ppo", {"objective/scores": "score"})),
+        Curve("PPO: KL from the reference, nats a reply", lines("ppo", {"objective/kl": "KL"})),
+        Curve(
+            "PPO: other held-out prompts, by the judge",
+            lines("ppo", {"eval/win_rate": "win rate", "eval/unsafe": "unsafe"}),
+        ),
     ]
     return [curve for curve in curves if curve.series]
 

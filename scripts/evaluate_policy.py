@@ -1,6 +1,7 @@
 """Proof stage: the aligned policy against the SFT model on held-out prompts, as table and report.
 
     python scripts/evaluate_policy.py --config configs/quickstart.yaml
+    python scripts/evaluate_policy.py --config configs/quickstart.yaml --policy ppo
     python scripts/evaluate_policy.py --config configs/quickstart.yaml --adapter path/of/adapter
 
 Not here: the evaluator of the training data, which may not judge the result.
@@ -23,12 +24,13 @@ def main(argv: list[str]) -> None:
     """Run the stage with these command-line arguments."""
     recipe = config.load(argv, "evaluate", __doc__ or "")
     policy, baseline = lineage.policy_adapter(recipe), lineage.baseline_adapter(recipe)
-    folder = runs.stage_folder(recipe, "evaluation")
+    name = lineage.proof_stage(recipe, "evaluation")
+    folder = runs.stage_folder(recipe, name)
     judge, trained_on = make_judge(recipe, folder), proof.training_files(recipe)
     inputs = material.files(recipe) | lineage.base_input(recipe) | trained_on | {"policy": policy}
     inputs |= {"baseline": baseline} if baseline else {}
     settings = recipe.settings(*SETTINGS) | {"rubric": judge.rubric}
-    opened = runs.open_stage(recipe, "evaluation", config=settings, inputs=inputs, keep=KEPT)
+    opened = runs.open_stage(recipe, name, config=settings, inputs=inputs, keep=KEPT)
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if not stage.reused:
             prompts = material.held_out_prompts(recipe, lambda said: message_risk(said).risk)

@@ -17,13 +17,16 @@ def main(argv: list[str]) -> None:
     """Run the stage with these command-line arguments."""
     recipe = config.load(argv, "export", __doc__ or "")
     adapter = lineage.policy_adapter(recipe)
-    report_path = runs.stage_folder(recipe, "evaluation") / "report.json"
+    report_path = runs.stage_folder(recipe, lineage.proof_stage(recipe, "evaluation"))
+    report_path = report_path / "report.json"
     report = export.read_report(report_path)
     against = export.release(report, adapter, force=recipe.export.force)
     inputs = lineage.base_input(recipe) | {"adapter": adapter}
     inputs |= {"report": report_path} if report else {}
     settings = recipe.settings("use_cpu", "model", "export")
-    opened = runs.open_stage(recipe, "export", config=settings, inputs=inputs)
+    opened = runs.open_stage(
+        recipe, lineage.proof_stage(recipe, "export"), config=settings, inputs=inputs
+    )
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused or not stage.is_main:
             return

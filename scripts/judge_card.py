@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from reward.asking import Asking
 from reward.evaluators import make_evaluator
 from reward.judge_card import FIXED, make_card, table
 from reward.label_forms import FORMS, load_labels
@@ -16,9 +17,8 @@ from reward.probes import asked
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from reward.service import Service
 from sft.files import UserError, write_json
-from sft.recipe import LOCAL_HOSTS
 from sft.runs import Progress, run_script
-from sft.service_settings import ServiceSection
+from sft.service_settings import LOCAL_HOSTS, ServiceSection
 
 
 def arguments() -> argparse.Namespace:
@@ -35,12 +35,14 @@ def arguments() -> argparse.Namespace:
     add("--rubric", help="a rubric file; default: configs/rubric.yaml")
     add("--model", help="model of the service (openai only)")
     add("--base_url", help="address of the service; default: OpenAI's own")
+    add("--ask", choices=["one", "together"], default="one", help="as score.ask (openai only)")
+    add("--repeats", type=int, default=1, help="as score.repeats (openai only); >= 1")
     add("--allow_remote", action="store_true", help="labelled texts may leave this machine")
     add("--probes", type=int, default=40, help="prompts probed by order, padding, attacks; >= 1")
     add("--out", type=Path, default=Path("runs/judge_card"), help="folder of the card")
     args = parser.parse_args()
-    if args.probes < 1:
-        raise UserError(f"--probes {args.probes}: at least 1")
+    if min(args.probes, args.repeats) < 1:
+        raise UserError(f"--probes {args.probes}, --repeats {args.repeats}: at least 1 each")
     host = urlsplit(args.base_url or "https://api.openai.com").hostname
     if args.evaluator == "openai" and host not in LOCAL_HOSTS and not args.allow_remote:
         raise UserError(f"this would send the labelled texts to {host}: say --allow_remote")
@@ -53,8 +55,9 @@ def main() -> None:
     labels = load_labels(args.data, load_rubric(Path(args.rubric or DEFAULT_RUBRIC)))
     section = ServiceSection(base_url=args.base_url, allow_remote=args.allow_remote)
     service = Service.of(section, args.model) if args.model else None
+    asking = Asking(args.ask, args.repeats, structured="auto")
     # Without a ledger: a repeat that reads a stored answer would tell nothing.
-    evaluator = make_evaluator(args.evaluator, rubric=args.rubric, service=service)
+    evaluator = make_evaluator(args.evaluator, rubric=args.rubric, service=service, asking=asking)
     total = len(labels.replies) + asked(min(args.probes, len(labels.prompts)))
     print(f"{evaluator.name} is asked for at most {total} verdicts")
     with Progress(total, "judge card", unit="verdicts") as bar:

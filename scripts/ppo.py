@@ -15,6 +15,7 @@ from reward.risk import message_risk
 from reward.shards import KEPT
 from rlaif.evaluate import make_judge
 from sft import checkpoints, config, lineage, material, runs
+from sft.files import write_rows
 from sft.tracking import tracker
 
 SETTINGS = (
@@ -48,11 +49,13 @@ def main(argv: list[str]) -> None:
         # torch takes seconds to import: mistakes are told before.
         from rlaif import ppo, ppo_state
 
+        if stage.is_main:
+            write_rows(stage.path("prompts.jsonl"), prompts)
         job = ppo.Job(recipe, prompts, looks, evaluator, judge, stage)
         summary = ppo.train_ppo(job, start, reward)
         track.table("rollouts", *ppo_state.table(stage))
         track.artifact(stage.path("adapter"), "model", uses=[*adapters.values()])
-        stage.finish(["adapter"], **summary)
+        stage.finish(["adapter", "prompts.jsonl"], **summary)
 
 
 if __name__ == "__main__":

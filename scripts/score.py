@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from reward.evaluators import recipe_evaluator
-from reward.score import check_unscored, live_note, plan_line, score, summary
+from reward.score import check_unscored, facts, live_note, plan_line, score, summary
 from reward.shards import KEPT, answering, gather, of_shard, stage_name
 from sft import config, runs
 from sft.candidates import Candidate
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         with runs.Progress(len(rows), "scores", "candidates", note=live_note(evaluator)) as bar:
             assessments = score(evaluator, prompts, rows, bar.advance, partial=stage.path(PARTIAL))
         write_rows(stage.path("assessments.jsonl"), assessments)
-        counts = summary(rows, assessments)
+        counts = summary(rows, assessments) | facts(evaluator)
         stage.log(counts)
         stage.say(
             f"{counts['candidates']:.0f} candidates judged by {evaluator.name} "

@@ -1,7 +1,8 @@
 """One recipe file and the command line in, a checked `Recipe` out.
 
 `python scripts/dpo.py --config configs/x.yaml --beta 0.2`: flags win over the file. A bare name is
-the stage's own section, then the top level, then `model`; a dotted one (`--dpo.beta`) means itself.
+the stage's own section, then the top level, then `model`, and for the plan then `finetune`; a
+dotted one (`--dpo.beta`) means itself.
 All mistakes are told at once, with the line of the file or the flag. Keys of services are refused:
 they come from the environment only.
 """
@@ -113,6 +114,8 @@ def _put_flag(name: str, text: str | None, given: Given) -> None:
     parts = tuple(name.split("."))
     places = [(given.stage, *parts)] if given.stage else []
     places += [parts, ("model", *parts)]
+    if given.stage == "plan":  # which has all stages to plan, and no training of its own
+        places.append(("finetune", *parts))
     place = next((each for each in places if setting_at(each) is not None), parts)
     info = setting_at(place)
     if info is None:

@@ -62,6 +62,11 @@ def policy_adapter(recipe: Recipe) -> Path:
     return _policy_of(recipe, recipe.rounds)
 
 
+def proof_stage(recipe: Recipe, name: str) -> str:
+    """Folder name of a stage that works on the policy, "evaluation" or "export": one per policy."""
+    return name if recipe.policy == "dpo" else f"{name}-{recipe.policy}"
+
+
 def _optimised(recipe: Recipe) -> Path:
     """The adapter of PPO, which starts where round 1 does."""
     policy = _there(stage_folder(recipe, "ppo") / "adapter", "ppo.py")

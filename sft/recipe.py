@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
+from sft.judges import judging_problems
 from sft.pair_settings import LONGER, PairSection
+from sft.plan_settings import PlanSection
 from sft.ppo_settings import PpoSection
 from sft.reward_settings import RewardSection
 from sft.sections import (
@@ -28,10 +30,9 @@ from sft.sections import (
     ScoreSection,
     Share,
 )
-from sft.service_settings import PartsSection, Positive, Section, ServiceSection
+from sft.service_settings import LOCAL_HOSTS, PartsSection, Positive, Section, ServiceSection
 from sft.trainer_fields import CONFIGS, trainer_fields
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 Problem = tuple[tuple[str, ...], str]
 
 
@@ -113,6 +114,7 @@ class Recipe(Section):
     ppo: PpoSection = PpoSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
+    plan: PlanSection = PlanSection()
 
     def settings(self, *names: str) -> dict[str, Any]:
         """Plain values of some top-level settings or whole sections, for a stage's manifest.
@@ -132,7 +134,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
-        problems += [*_pairs(self), *_trainers(self)]
+        problems += [*_pairs(self), *_trainers(self), *judging_problems(self.score, self.evaluate)]
         if problems:
             raise Impossible(problems)
         return self

@@ -26,7 +26,9 @@ SCRIPTS = {
     "dpo": "dpo",
     "ppo": "ppo",
     "evaluation": "evaluate_policy",
+    "evaluation-ppo": "evaluate_policy",
     "export": "export",
+    "export-ppo": "export",
 }
 
 

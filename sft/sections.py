@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from sft.judging_settings import JudgingSection
 from sft.service_settings import PartsSection, Positive, Section, ServiceSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -190,7 +191,7 @@ class GenerateSection(PartsSection):
     )
 
 
-class ScoreSection(PartsSection):
+class ScoreSection(JudgingSection):
     """Who judges the candidates."""
 
     evaluator: Literal["embedded", "openai"] = Field(

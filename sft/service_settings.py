@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class Section(BaseModel):
@@ -49,7 +50,7 @@ class ServiceSection(Section):
 SERVICE_ONLY = frozenset(
     (
         *("allow_remote", "max_in_flight", "timeout", "price_in", "price_out", "max_cost"),
-        *("dry_run", "rescore", "mode", "ledgers", "shard"),
+        *("dry_run", "rescore", "mode", "ledgers", "shard", "agreement_prompts", "min_agreement"),
     )
 )
 

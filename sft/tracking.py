@@ -45,8 +45,11 @@ NAMES = {
     "pairs/pairs.jsonl": "pairs",
     "reward/adapter": "adapter-reward",
     "dpo/adapter": "adapter-dpo",
+    "ppo/adapter": "adapter-ppo",
     "evaluation/report.json": "report",
+    "evaluation-ppo/report.json": "report-ppo",
     "export/adapter": "export",
+    "export-ppo/adapter": "export-ppo",
 }
 
 

@@ -24,7 +24,18 @@ from sft.train import trainer_options
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "rubric.yaml")
-STAGES = [None, "finetune", "generate", "score", "pair", "reward", "dpo", "evaluate", "export"]
+STAGES = [
+    None,
+    "finetune",
+    "generate",
+    "score",
+    "pair",
+    "reward",
+    "dpo",
+    "evaluate",
+    "export",
+    "plan",
+]
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 

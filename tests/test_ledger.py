@@ -119,6 +119,51 @@ def test_a_second_process_is_refused_and_told_how_to_unlock_and_a_kill_loses_not
         assert {f"k{n}" for n in lines} <= ledger.answered()
 
 
+def of_version_1(path: Path, entries: list[Answer]) -> Path:
+    """A ledger as it was before answers had the probabilities of digits."""
+    with open_ledger(path) as ledger:
+        ledger.append(entries)
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE answers DROP COLUMN digits")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    return path
+
+
+def test_a_ledger_of_the_version_before_is_read_merged_and_goes_on(tmp_path):
+    old = of_version_1(tmp_path / "old", [answer("a", "one"), answer("b")])
+    other = of_version_1(tmp_path / "other", [answer("c")])
+    digits = Answer("d", "4", "stop", "judge", 1, 1, 0.0, 1.0, '[[0, {"4": 1.0}]]')
+    with open_ledger(tmp_path / "new") as ledger:
+        ledger.append([digits])
+        assert ledger.merge([other]) == 1
+        assert ledger.answers("c") == [answer("c")]
+    with open_ledger(old) as ledger:
+        assert contents(ledger, ["a", "b"]) == {"a": [answer("a", "one")], "b": [answer("b")]}
+        assert ledger.merge([tmp_path / "new"]) == 2
+        assert ledger.answers("d") == [digits]
+    with open_ledger(old) as ledger:  # the column is added once
+        assert len(ledger.answered()) == 4
+
+
+def test_the_last_note_on_a_form_counts_and_is_no_failure(tmp_path):
+    with open_ledger(tmp_path / "l") as ledger:
+        assert ledger.form("k") is None
+        ledger.append([Attempt("k", "form", "plain", at=1.0), Attempt("k", "timeout", at=3.0)])
+        ledger.append([Attempt("k", "form", "json_object", at=2.0)])
+        assert ledger.form("k") == "json_object"
+        assert ledger.outcomes() == {"timeout": 1}
+    with open_ledger(tmp_path / "m") as ledger:
+        ledger.merge([tmp_path / "l"])
+        assert ledger.form("k") == "json_object"
+
+
+def test_tokens_of_some_requests_alone(tmp_path):
+    with open_ledger(tmp_path / "l") as ledger:
+        ledger.append([answer("a"), answer("b"), answer("b")])
+        assert ledger.tokens({"b", "c"}) == (2, 20, 10)
+
+
 def test_another_file_is_refused_and_left_alone(tmp_path):
     for name, content in (("text", b"what is this? no data base, " * 40), ("missing", None)):
         path = tmp_path / name

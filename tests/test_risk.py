@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from reward.lexicon import Matcher
-from reward.risk import message_risk, worse
+from reward.lexicon import ASSETS, Matcher
+from reward.recall import near_copies
+from reward.risk import message_risk, pattern_cues, plain_words, worse
 from reward.text import sentences, stem, words_of
+from reward.wording import Wording, cross_scores, fit, load_wording, windows
 
 MESSAGES = Path(__file__).parent / "data" / "risk_messages.jsonl"
 
@@ -51,9 +53,9 @@ def test_recall_and_false_alarms_on_the_messages_that_shaped_the_patterns(
 def test_messages_that_never_shaped_a_pattern(
     counts: Counter[tuple[str, str, str, str]],
 ) -> None:
-    # What is measured, not what is wished: oblique wording that nobody listed is often missed.
-    assert share(counts, "blind", "explicit", "crisis") >= 0.85
-    assert share(counts, "blind", "indirect", "crisis") >= 0.65
+    # What is measured, not what is wished: oblique wording that nobody listed is still missed.
+    assert share(counts, "blind", "explicit", "crisis") >= 0.9
+    assert share(counts, "blind", "indirect", "crisis") >= 0.8
     assert share(counts, "blind", "none", "crisis") <= 0.10
 
 
@@ -196,3 +198,50 @@ def test_pattern_language() -> None:
     assert not found.find(("want", "to", "sleep", "early", "tonight"))
     with pytest.raises(ValueError, match="may start with any word"):
         Matcher({}, {"x": "_ sleep"})
+
+
+# --- the linear reading ---------------------------------------------------------------------------
+
+
+def test_what_the_weights_were_fitted_on_repeats_no_held_out_message() -> None:
+    written = (ASSETS / "messages.jsonl").read_text(encoding="utf-8").splitlines()
+    tests = [json.loads(line) for line in MESSAGES.read_text(encoding="utf-8").splitlines()]
+    blind = [row["text"] for row in tests if row["part"] == "blind"]
+    assert not any(near_copies([json.loads(line)["text"] for line in written], blind))
+    assert near_copies(["I walk to work, every day."], ["i walk to work every single day"]) == [
+        True
+    ]
+    assert near_copies(["I walk to work."], ["I drive to town."]) == [False]
+
+
+def test_a_score_is_the_sum_of_weights_over_the_root_of_their_number() -> None:
+    made = Wording({"a": 1.0, "b": 3.0}, bias=-0.5, threshold=0.0)
+    assert made.score(frozenset("abx")) == pytest.approx(4 / 2**0.5 - 0.5)
+    assert made.score(frozenset("x")) == -0.5
+    assert made.highest([]) == float("-inf")
+
+
+def test_windows_of_sentences_only_grow_with_more_text() -> None:
+    short = plain_words("I see no morning. It is quiet.")
+    longer = plain_words("My aunt came. I see no morning. It is quiet. We had tea.")
+    assert set(windows(short)) <= set(windows(longer))
+    wording = load_wording()
+    assert wording.highest(longer) >= wording.highest(short)
+
+
+def test_fitting_learns_words_and_idioms_are_no_words() -> None:
+    sad, calm = [("no", "more", "mornings")] * 8, [("more", "tea", "please")] * 8
+    crisis = [True] * 8 + [False] * 8
+    messages = [[words] for words in sad + calm]
+    fitted = fit(messages, crisis)
+    assert fitted.weights["mornings"] > 0 > fitted.weights["tea"]
+    scores = cross_scores(messages, crisis, [])
+    assert min(scores[:8]) > 0 > max(scores[8:])
+    assert plain_words("I was dying of laughter")[0].count("#") >= 2
+
+
+def test_a_crisis_that_no_pattern_fits_says_that_its_words_led_to_it() -> None:
+    text = "I can't stop picturing myself hanging from the loft beam."
+    assert not pattern_cues(text)
+    reading = message_risk([{"role": "user", "content": text}])
+    assert reading.risk == "crisis" and reading.cues[0].startswith("wording: ")

@@ -4,7 +4,7 @@ import pytest
 
 from reward.offline import EmbeddedEvaluator
 from reward.reading import content, read, repeats
-from reward.roles import roles
+from reward.roles import roles, speaks
 from sft.candidates import Candidate
 from sft.data import Prompt, Risk
 
@@ -126,6 +126,34 @@ def test_length_alone_earns_nothing(
     for padding in PADDING:
         assert grades(evaluator, f"{text} {padding}", turn, risk=risk)["quality"] <= best
         assert grades(evaluator, f"{padding} {text}", turn, risk=risk)["quality"] <= best
+
+
+def test_sentences_that_say_nothing_are_left_out_and_cost_a_little(
+    evaluator: EmbeddedEvaluator,
+) -> None:
+    empty = (
+        "One thing comes after another, as it always has. Every day has a morning and an evening. "
+        "Words are only one way of putting it. That is how it often goes in the world."
+    )
+    plain, padded = grades(evaluator, PLAIN, LONELY), grades(evaluator, f"{PLAIN} {empty}", LONELY)
+    for name in ("empathy", "helpfulness", "autonomy"):
+        assert padded[name] == pytest.approx(plain[name])
+    assert padded["clarity"] < plain["clarity"]
+    for sentence, says in (
+        ("Loneliness grows in silence.", True),
+        ("Breathing out slowly calms the body.", True),
+        ("You matter.", True),
+        ("There is a time for most things.", False),
+    ):
+        message, reply = read(LONELY), read(sentence)
+        assert speaks(message, reply, 0, roles(message, reply)[0]) is says
+
+
+def test_a_forgotten_full_stop_is_no_break(evaluator: EmbeddedEvaluator) -> None:
+    bare = PLAIN.rstrip(".?!")
+    whole = grades(evaluator, PLAIN, LONELY)["clarity"]
+    assert whole - 0.25 < grades(evaluator, bare, LONELY)["clarity"] <= whole
+    assert grades(evaluator, f"{PLAIN} And the", LONELY)["clarity"] < whole - 0.5
 
 
 def test_the_first_turn_counts(evaluator: EmbeddedEvaluator) -> None:

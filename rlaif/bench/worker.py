@@ -149,12 +149,12 @@ def measure_peak(connection: Connection, job: Job, who: Name) -> int:
     # glibc keeps small blocks that were freed; those from 64 KiB on are given back at once.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    start = _status("VmRSS")
+    start = status("VmRSS")
     trainer.train()
-    return _status("VmHWM") - start
+    return status("VmHWM") - start
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """A figure of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     (kib,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))

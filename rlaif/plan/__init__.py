@@ -1,0 +1,1 @@
+"""What a recipe's stages need of a card, before anything is loaded, and how far that is off."""

@@ -1,0 +1,78 @@
+"""Which ways of asking judges exclude each other, and which panels are none."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from sft.judging_settings import EMBEDDED, member
+from sft.sections import EvaluateSection, ScoreSection
+from sft.service_settings import LOCAL_HOSTS
+
+Problem = tuple[tuple[str, ...], str]
+
+
+def judging_problems(score: ScoreSection, evaluate: EvaluateSection) -> list[Problem]:
+    """What cannot be in the settings of who judges, each with the fields it is about."""
+    found: list[Problem] = []
+    if score.ask == "pairwise" and score.expected_grades:
+        text = "two replies compared have no grades: set expected_grades false, or another ask"
+        found.append((("score.ask", "score.expected_grades"), text))
+    if score.mode == "batch" and score.ask == "together" and score.agreement_prompts:
+        text = (
+            "a batch asks all at once and cannot stop after a sample: measure it live first, then"
+            " set score.agreement_prompts 0"
+        )
+        found.append((("score.mode", "score.agreement_prompts"), text))
+    services = [score.evaluator != EMBEDDED, *(text != EMBEDDED for text in score.panel)]
+    changed = {
+        "ask": score.ask != "one",
+        "repeats": score.repeats > 1,
+        "expected_grades": score.expected_grades,
+    }
+    if not any(services):
+        text = (
+            "the embedded evaluator grades one reply at a time and says the same each time: this"
+            " needs evaluator openai"
+        )
+        found += [
+            ((f"score.{name}", "score.evaluator"), text) for name, on in changed.items() if on
+        ]
+    return found + (_panel(score, evaluate) if score.panel else [])
+
+
+def _panel(score: ScoreSection, evaluate: EvaluateSection) -> list[Problem]:
+    """Judges of a panel that are the same, may not judge, or would not be asked alike."""
+    found: list[Problem] = []
+    if score.mode == "batch":
+        text = "a panel is asked live: each judge's batch would take up to 24 h after the other's"
+        found.append((("score.panel", "score.mode"), text))
+    own = EMBEDDED if score.evaluator == EMBEDDED else score.evaluator_model
+    others = [member(text) for text in score.panel]
+    judges = [own, *(model for model, _ in others)]
+    if twice := sorted({str(name) for name in judges if judges.count(name) > 1}):
+        text = (
+            f"{', '.join(twice)} more than once: answers are kept by the model's name, so that"
+            " these would be one; give another served name, or set score.repeats"
+        )
+        found.append((("score.panel", "score.evaluator_model"), text))
+    if score.ask == "pairwise" and EMBEDDED in judges:
+        text = "the embedded evaluator grades each reply and compares none: leave it out"
+        found.append((("score.panel", "score.ask"), text))
+    judge = evaluate.judge_model if evaluate.judge == "openai" else evaluate.judge
+    if judge in judges[1:]:
+        text = f"{judge} judges the training data here and may not judge the result"
+        found.append((("score.panel", "evaluate.judge"), text))
+    asked: list[str | None] = [None] if score.evaluator == "openai" else []
+    asked += [address for model, address in others if model != EMBEDDED]
+    urls = [address or score.base_url or "https://api.openai.com" for address in asked]
+    hosts = {urlsplit(url).hostname for url in urls} - {*LOCAL_HOSTS}
+    if hosts and not score.allow_remote:
+        text = f"this would send conversations to {', '.join(sorted(map(str, hosts)))}: allow it"
+        found.append((("score.panel", "score.allow_remote"), text))
+    if len(hosts) > 1:
+        text = (
+            f"the key in OPENAI_API_KEY would go to {' and '.join(sorted(map(str, hosts)))}: judges"
+            " on other machines have to be at one host"
+        )
+        found.append((("score.panel", "score.base_url"), text))
+    return found
