@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from reward.tree import TreeBatch, build_tree, collate, collate_ends, score_tokens
+from reward.token_scores import score_tokens
+from reward.tree import TreeBatch, build_tree, collate, collate_ends
 from reward.tree_attention import masks_for
 from reward.tree_flex import BY_PIECES
 from sft.config import ModelSection
