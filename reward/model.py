@@ -86,14 +86,22 @@ class RewardModel(torch.nn.Module):
         chat: renders prompt and reply.
         precision: what the device computes in.
         tree: whether candidates that share a prompt are computed as a tree where that is exact.
+
+    `attention` is the recipe's `model.attn_implementation`, as in `reward.tree.add_tree_forward`.
     """
 
     def __init__(
-        self, language: PeftModel, chat: Chat, precision: models.Precision, *, tree: bool = True
+        self,
+        language: PeftModel,
+        chat: Chat,
+        precision: models.Precision,
+        *,
+        tree: bool = True,
+        attention: str = "sdpa",
     ) -> None:
         super().__init__()
         base = language.get_base_model()
-        add_tree_forward(base)
+        add_tree_forward(base, attention)
         # A reply's score may not depend on chance.
         disable_dropout_in_model(language)
         self.language = language
@@ -210,7 +218,8 @@ class RewardModel(torch.nn.Module):
         system = system_prompt(section.system_prompt)
         chat = Chat(models.load_tokenizer(section), system, section.max_length)
         base = models.load_base(section, precision)
-        made = cls(models.load_adapter(base, folder, trainable=False), chat, precision)
+        language = models.load_adapter(base, folder, trainable=False)
+        made = cls(language, chat, precision, attention=section.attn_implementation)
         made.read_heads(folder)
         return made
 

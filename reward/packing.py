@@ -8,8 +8,25 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from reward.tree import build_tree
+
+
+@dataclass(frozen=True)
+class Packs:
+    """Rows of a trainer on trees.
+
+    Attributes:
+        rows: of each pack what the trainer takes, and `length` (nodes, at most).
+        split: prompts whose candidates did not fit one micro-step.
+        over: packs above the budget, because one pair is, or a prompt that is kept whole.
+    """
+
+    rows: list[dict[str, Any]]
+    split: int
+    over: int
 
 
 def pack(sizes: Sequence[int], room: int, seed: int = 0) -> list[list[int]]:
@@ -47,6 +64,26 @@ def pack(sizes: Sequence[int], room: int, seed: int = 0) -> list[list[int]]:
         if free > sizes[place]:
             insort(left, (free - sizes[place], number))
     return bins
+
+
+def pack_trees(
+    trees: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int], room: int, seed: int
+) -> list[tuple[list[int], int]]:
+    """Put prompts into packs; what all begin with, as a system prompt, counts once per pack.
+
+    Args:
+        trees: of each prompt the token ids of its candidates with the prompt.
+        lengths: nodes of each prompt's tree.
+        room: nodes of a pack.
+        seed: orders prompts of one size.
+
+    Returns:
+        Of each pack the places in `trees`, and its nodes, at most.
+    """
+    shared = common_prefix([ids for sequences in trees for ids in sequences])
+    sizes = [length - shared for length in lengths]
+    packs = pack(sizes, room - shared, seed)
+    return [(places, shared + sum(sizes[place] for place in places)) for places in packs]
 
 
 def split_pairs(

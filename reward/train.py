@@ -1,7 +1,8 @@
 """Fitting the reward model: Bradley-Terry over all comparisons of a prompt in one pass.
 
-A row is a prompt with all its judged candidates, each computed once. Their rewards meet in every
-comparison of the prompt (Ouyang et al. 2022, arXiv:2203.02155, equation 1), their verdicts in a
+A row is a prompt with all its judged candidates, or, with `reward.tree_tokens`, a pack of prompts
+that fills a micro-step; each candidate is computed once. Their rewards meet in every comparison of
+the prompt (Ouyang et al. 2022, arXiv:2203.02155, equation 1), their verdicts in a
 loss of the safety head. The two losses train one adapter together; the two scores are never added.
 Sums are divided by what a micro-batch of its size holds on average, so that 1 x 8, 8 x 1 and two
 processes give the same update.
@@ -24,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from reward.comparisons import Question, Side
-from reward.lessons import Row, prepare
+from reward.lessons import Row, prepare, to_packs
 from reward.model import RewardModel, Score
 from reward.pairing import Pair
 from sft import model as models
@@ -66,7 +67,7 @@ def bradley_terry(
 
 
 class RewardTrainer(TrainerRules, Trainer):
-    """Trainer on rows of whole prompts."""
+    """Trainer on rows of whole prompts, or of packs of them."""
 
     def __init__(self, section: RewardSection, model: RewardModel, **options: Any) -> None:
         """Take what `Trainer` takes; the section has the weights of the loss."""
@@ -82,10 +83,10 @@ class RewardTrainer(TrainerRules, Trainer):
             first += len(row["sequences"])
         columns = {
             name: torch.tensor([value for row in rows for value in row[name]], dtype=torch.float32)
-            for name in ("confidence", "margin", "safe")
+            for name in ("confidence", "margin", "safe", "judged")
         }
         places = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-        return {**batch, **columns, "pairs": places, "prompts": torch.tensor(len(rows))}
+        return {**batch, **columns, "pairs": places, "rows": torch.tensor(len(rows))}
 
     def compute_loss(
         self,
@@ -97,15 +98,17 @@ class RewardTrainer(TrainerRules, Trainer):
         """Mean over comparisons plus weighted mean over verdicts; in training, in shares of an
         average micro-batch. The signature is Trainer's; there are no outputs to return.
         """
-        own = ("confidence", "margin", "safe", "pairs", "prompts")
+        own = ("confidence", "margin", "safe", "judged", "pairs", "rows")
         scores = model(**{name: value for name, value in inputs.items() if name not in own})
         better, worse = scores.reward[inputs["pairs"]].unbind(dim=1)
         lead = self.section.margin_scale * inputs["margin"]
         preferred = bradley_terry(better, worse, inputs["confidence"], lead)
-        judged = binary_cross_entropy_with_logits(scores.safety, inputs["safe"], reduction="none")
-        n_pairs, n_replies = float(len(preferred)), float(len(judged))
+        judged = inputs["judged"] * binary_cross_entropy_with_logits(
+            scores.safety, inputs["safe"], reduction="none"
+        )
+        n_pairs, n_replies = float(len(preferred)), float(inputs["judged"].sum())
         if model.training:
-            share = float(inputs["prompts"]) / len(self.train_dataset)
+            share = float(inputs["rows"]) / len(self.train_dataset)
             n_pairs, n_replies = (share * total for total in self._totals)
         self._note(
             {
@@ -113,18 +116,18 @@ class RewardTrainer(TrainerRules, Trainer):
                 "reward_loss": preferred,
                 "accuracy": (torch.sign(better - worse) + 1) / 2,  # a tie counts half
                 "lead": better - worse,
-                "replies": torch.ones_like(judged),
+                "replies": inputs["judged"],
                 "safety_loss": judged,
-                "safety_accuracy": ((scores.safety > 0) == (inputs["safe"] > 0)).float(),
+                "safety_accuracy": inputs["judged"] * ((scores.safety > 0) == (inputs["safe"] > 0)),
             }
         )
         return preferred.sum() / n_pairs + self.section.safety_weight * judged.sum() / n_replies
 
     @cached_property
-    def _totals(self) -> tuple[int, int]:
-        """Comparisons and replies of all rows."""
+    def _totals(self) -> tuple[float, float]:
+        """Comparisons and verdicts of all rows."""
         rows = self.train_dataset
-        return sum(map(len, rows["pairs"])), sum(map(len, rows["sequences"]))
+        return float(sum(map(len, rows["pairs"]))), float(sum(map(sum, rows["judged"])))
 
     @torch.no_grad()
     def _note(self, columns: Mapping[str, torch.Tensor]) -> None:
@@ -191,7 +194,10 @@ def fit_reward(
         if start is None
         else models.load_adapter(base, start, trainable=True)
     )
-    model = RewardModel(language, chat, precision, tree=recipe.reward.tree)
+    model = RewardModel(
+        language, chat, precision,
+        tree=recipe.reward.tree, attention=recipe.model.attn_implementation,
+    )  # fmt: skip
     learned = _train(recipe, model, material.rows(), stage)
     every = [*material.train.questions, *material.held_out.questions]
     scores = _score_all(model, every, material.ids, recipe.reward.per_device_train_batch_size)
@@ -234,12 +240,18 @@ def _train(recipe: Recipe, model: RewardModel, rows: Sequence[Row], stage: Stage
     nodes = sum(row["length"] for row in rows)
     pairs = sum(len(row["sequences"][i]) for row in rows for pair in row["pairs"] for i in pair)
     reason = model.why_rows(longest)
+    packs = to_packs(rows, 0 if reason else section.tree_tokens, recipe.seed)
     stage.say(
         f"rows are candidates: {reason}"
         if reason
         else f"rows are prompts: {pairs} token positions as pairs, {plain} as candidates, {nodes} "
         f"as trees: {pairs / nodes:.1f} : {plain / nodes:.1f} : 1"
     )
+    if section.tree_tokens and not reason:
+        stage.say(
+            f"{len(packs.rows)} packs of prompts; {packs.split} prompts did not fit "
+            f"reward.tree_tokens and were split, {packs.over} packs are longer than it"
+        )
     if section.gradient_checkpointing:
         model.language.gradient_checkpointing_enable({"use_reentrant": False})
     before, reporter = _weights(model), Reporter(stage, "reward")
@@ -247,11 +259,11 @@ def _train(recipe: Recipe, model: RewardModel, rows: Sequence[Row], stage: Stage
         section,
         model,
         args=TrainingArguments(**reward_options(recipe, model.precision, stage.folder)),
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=Dataset.from_list(packs.rows),
         callbacks=[reporter],
     )
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
-    stage.say(steps_line(section, len(rows), trainer.args.world_size))
+    stage.say(steps_line(section, len(packs.rows), trainer.args.world_size))
     trainer.train()
     moved = check_moved(before, _weights(model))
     logged = [row for row in reporter.history if "reward_loss" in row]

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
-from reward.tree_attention import BY_PIECES, KERNELS, masks_for
+from reward.token_scores import Scored, score_tokens
+from reward.tree_attention import masks_for
+from reward.tree_flex import KERNELS, kernel_for
 
 # Families for which the tests hold the tree against plain rows.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2")
-LOGITS_AT_ONCE = 2**25  # numbers of a tile of the head, 128 MiB; the loss holds some four such
 
 
 @dataclass(frozen=True)
@@ -162,20 +162,6 @@ def collate_ends(trees: Sequence[Tree], pad_id: int, multiple: int = 1) -> TreeB
     return batch._replace(where=torch.tensor(last))
 
 
-class Scored(NamedTuple):
-    """What the head says of each scored token, (M) each in float32; `log_probs` has a gradient.
-
-    Attributes:
-        log_probs: nats.
-        entropy: of the next token's distribution, nats.
-        is_top1: 1 where the token is the likeliest one, else 0.
-    """
-
-    log_probs: torch.Tensor
-    entropy: torch.Tensor
-    is_top1: torch.Tensor
-
-
 def reason_against(config: PretrainedConfig, longest: int) -> str | None:
     """Why a model cannot compute a tree exactly; None = it can.
 
@@ -202,17 +188,21 @@ def _slides(config: PretrainedConfig) -> bool:
     return "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
 
 
-def add_tree_forward(model: PreTrainedModel) -> None:
+def add_tree_forward(model: PreTrainedModel, attention: str = "sdpa") -> None:
     """Let `model(..., tree_ends=, tree_where=, tree_targets=)` score a `TreeBatch`.
 
     Without targets it returns the last hidden states (M, H) at `tree_where`; without ends too, of
     plain rows with their `attention_mask`. It goes through the model's own `forward`, because
     wrappers (PEFT, distributed data parallel, mixed precision) act there. Without any of these
     arguments the model does what it did.
+
+    Args:
+        model: as loaded.
+        attention: the recipe's `model.attn_implementation`; "auto" = the kernel may be another one
+            than the model was loaded with.
     """
     plain = model.forward
-    if (kernel := model.config._attn_implementation) in BY_PIECES:
-        model.set_attn_implementation(BY_PIECES[kernel])
+    model.set_attn_implementation(kernel_for(model, attention))
 
     @functools.wraps(plain)
     def forward(
@@ -249,51 +239,3 @@ def score_tree(model: Any, batch: TreeBatch) -> Scored:
         tree_targets=batch.targets,
     )
     return scored
-
-
-def score_tokens(
-    states: torch.Tensor,
-    targets: torch.Tensor,
-    head: torch.nn.Module,
-    at_once: int = LOGITS_AT_ONCE,
-    temperature: float = 1.0,
-    entropy_gradient: bool = False,
-) -> Scored:
-    """Log-probabilities of tokens from the hidden states before them.
-
-    Args:
-        states: (M, H) last hidden states; no other position goes through the head.
-        targets: (M) token ids.
-        head: projects states to the vocabulary V.
-        at_once: numbers of a tile of M x V; where more are needed, each tile is computed again in
-            the backward pass, so that M x V never exists.
-        temperature: that logits are divided by, as in sampling.
-        entropy_gradient: whether the entropy has one, which costs memory.
-    """
-    how = (head, temperature, entropy_gradient)
-    tile = max(1, at_once // int(head.weight.shape[0]))  # type: ignore[index]
-    if len(states) <= tile:
-        return Scored(*_score_tile(states, targets, *how))
-    parts = [
-        checkpoint(_score_tile, part, wanted, *how, use_reentrant=False)
-        for part, wanted in zip(states.split(tile), targets.split(tile), strict=True)
-    ]
-    return Scored(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _score_tile(
-    states: torch.Tensor,
-    targets: torch.Tensor,
-    head: torch.nn.Module,
-    temperature: float,
-    entropy_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    logits = head(states).float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    log_probs = logits.log_softmax(dim=-1)
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-    with torch.no_grad():
-        top = (logits.argmax(dim=-1) == targets).float()
-    return log_probs.gather(1, targets[:, None])[:, 0], entropy, top

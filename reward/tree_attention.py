@@ -2,39 +2,34 @@
 
 With a mask of all nodes by all nodes a kernel computes every candidate's view of every other, only
 to throw it away. So the depth-first order is cut into pieces: a piece's tokens see some whole
-stretches of ancestors and, masked, the piece itself, and SDPA, or the matrix products of eager
-attention, run once per piece. FlexAttention skips what is hidden by itself, with a block mask. All
-are exact.
+stretches of ancestors and, masked, the piece itself, and SDPA, or matrix products on a CPU and as
+eager attention, run once per piece. FlexAttention skips what is hidden by itself, with a block
+mask. All are exact. What a batch's pieces and masks are is found once for all layers.
 
-Not here: what a tree is and how it is scored (`reward.tree`).
+Not here: what a tree is and how it is scored (`reward.tree`), the products
+(`reward.tree_products`), FlexAttention and which kernel is chosen (`reward.tree_flex`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-# Attention by pieces, by its name among transformers' own, for the kernel that a piece is given to.
-BY_PIECES = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
-# The same without the matrix products of `SMALL`, on any device: what runs on a GPU.
-FUSED = {"sdpa": "tree_sdpa_fused", "eager": "tree_eager"}
-KERNELS = (*BY_PIECES, *BY_PIECES.values(), "flex_attention")
-# What a call of the kernel with its gradient is worth, in (query, key) pairs. On a CPU core (bf16,
-# eight of the quickstart's prompts, four layers of 256) matrix products took 0.65 s with 2^13 and
-# 0.79 s with 2^16, SDPA 0.83 and 0.81 s. On other devices, where it was not measured, a call costs
-# more and a pair less.
-CALL = {"cpu": 2**13, "other": 2**17}
-# Pieces up to this size are given to matrix products on a CPU, where SDPA's backward is slow;
-# larger ones to SDPA, which keeps no weights.
-SMALL = 2**20
+from reward.tree_flex import BY_PIECES, attend_flex, block_mask
+from reward.tree_products import Call, Span, Tensors, attend
 
-Span = tuple[int, int]
+# What a call of the kernel with its gradient is worth, in (query, key) pairs. On a CPU core (bf16,
+# six layers of 256, one pair and four candidates a prompt) 2^13 and 2^14 took the same time, 2^16
+# 10 % more. On other devices, where it was not measured, a call costs more and a pair less.
+CALL = {"cpu": 2**13, "other": 2**17}
+# Matrix products of pieces up to this size, in (query, key) pairs, keep their weights.
+SMALL = 2**20
+AT_ONCE = 128  # queries of a path in one matrix product
 
 
 class Piece(NamedTuple):
@@ -117,42 +112,67 @@ def ancestor_mask(ends: torch.Tensor, start: int = 0, stop: int | None = None) -
     return (below & (nodes[:, None] >= nodes[None, :]))[:, None]
 
 
+Pieces = Sequence[Sequence[tuple[Piece, torch.Tensor | None]]]
+
+
 def masks_for(
     model: PreTrainedModel, ends: torch.Tensor, device: str | None = None
 ) -> dict[str, Any]:
     """Arguments by which the model's attention sees a (B, T) batch of trees.
 
-    `device` ("cpu" or "other") says for which device the tree is cut; None = that of `ends`.
+    `device` ("cpu" or "other") says for which device the tree is cut, and so whether matrix
+    products compute it; None = that of `ends`.
     """
-    if model.config._attn_implementation == "flex_attention":
-
-        def sees(
-            b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor
-        ) -> torch.Tensor:
-            return (j <= i) & (i <= ends[b, j])
-
-        size = ends.shape[1]
-        return {"attention_mask": create_block_mask(sees, len(ends), None, size, size, ends.device)}
-    call = CALL[device or ("cpu" if ends.device.type == "cpu" else "other")]
-    pieces = [
-        [(piece, _mask_of(piece, ends[row : row + 1])) for piece in cut(row_ends, call)]
-        for row, row_ends in enumerate(ends.tolist())
-    ]
     # A mask of four dimensions is left alone by the models, and nobody reads this one.
-    return {"attention_mask": ends.new_ones(1, 1, 1, 1, dtype=torch.bool), "tree_pieces": pieces}
+    unread = {"attention_mask": ends.new_ones(1, 1, 1, 1, dtype=torch.bool)}
+    by_products = (device or ends.device.type) == "cpu"
+    if model.config._attn_implementation == BY_PIECES["flex_attention"]:
+        return unread | {"tree_blocks": block_mask(ends)}
+    pieces = [cut(row, CALL["cpu" if by_products else "other"]) for row in ends.tolist()]
+    if not by_products and model.config._attn_implementation == BY_PIECES["sdpa"]:
+        masks = [
+            [(each, _mask_of(each, ends[row])) for each in some] for row, some in enumerate(pieces)
+        ]
+        return unread | {"tree_pieces": masks}
+    kind = ends.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    calls = [
+        [call for piece in some for call in _calls(piece, ends[row], dtype)]
+        for row, some in enumerate(pieces)
+    ]
+    return unread | {"tree_calls": calls}
 
 
 def _mask_of(piece: Piece, ends: torch.Tensor) -> torch.Tensor | None:
     """(1, 1, queries, keys) of a piece; None = causal."""
     if piece.straight and not piece.above:
         return None
-    own = ancestor_mask(ends, piece.start, piece.stop)
+    own = ancestor_mask(ends[None], piece.start, piece.stop)
     seen = sum(stop - start for start, stop in piece.above)
     return torch.nn.functional.pad(own, (seen, 0), value=True)
 
 
-Pieces = Sequence[Sequence[tuple[Piece, torch.Tensor | None]]]
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+def _calls(piece: Piece, ends: torch.Tensor, dtype: torch.dtype) -> Iterator[Call]:
+    """A piece's products; a path is cut, so that what comes after is not computed."""
+    size = piece.stop - piece.start
+    keeps = size * (size + sum(stop - start for start, stop in piece.above)) <= SMALL
+    step = AT_ONCE if piece.straight else size
+    for start in range(piece.start, piece.stop, step):
+        stop = min(start + step, piece.stop)
+        hidden = ~ancestor_mask(ends[None], start, stop)[0, 0]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=ends.device)
+        mask.masked_fill_(hidden, -torch.inf)
+        yield Call(start, stop, _joined((*piece.above, (piece.start, stop))), mask, keeps)
+
+
+def _joined(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """The same nodes in as few spans as possible."""
+    found: list[Span] = []
+    for start, stop in spans:
+        if found and found[-1][1] == start:
+            start = found.pop()[0]
+        found.append((start, stop))
+    return tuple(found)
 
 
 def attend_sdpa(
@@ -162,41 +182,33 @@ def attend_sdpa(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     tree_pieces: Pieces | None = None,
+    tree_calls: Sequence[Sequence[Call]] | None = None,
+    scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' SDPA attention, piece by piece where the batch is one of trees.
 
+    On a CPU a tree's pieces are given to matrix products: SDPA's backward is slow there.
+
     Shapes: query (B, heads, T, D), key and value (B, key heads, T, D) -> (B, T, heads, D).
     """
+    states = (query, key, value)
+    if tree_calls is not None:
+        return attend(states, tree_calls, _scale(query, scaling)), None
+    kwargs["scaling"] = scaling
     if tree_pieces is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-    def kernel(states: Tensors, mask: torch.Tensor | None) -> torch.Tensor:
-        small = states[0].shape[2] * states[1].shape[2] <= SMALL
-        if small and query.device.type == "cpu":
-            return _by_products(module, states, mask, **kwargs)
-        return sdpa_attention_forward(module, *states, mask, **kwargs)[0]
-
-    return _in_pieces(kernel, (query, key, value), tree_pieces), None
-
-
-def attend_fused(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    tree_pieces: Pieces | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """`attend_sdpa` as on a GPU, whatever the device: SDPA for every piece of a tree."""
-    if tree_pieces is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-    def kernel(states: Tensors, mask: torch.Tensor | None) -> torch.Tensor:
-        return sdpa_attention_forward(module, *states, mask, **kwargs)[0]
-
-    return _in_pieces(kernel, (query, key, value), tree_pieces), None
+        return sdpa_attention_forward(module, *states, attention_mask, **kwargs)
+    rows = [
+        torch.cat(
+            [
+                sdpa_attention_forward(module, *_of_piece(states, row, piece), mask, **kwargs)[0]
+                for piece, mask in some
+            ],
+            dim=1,
+        )
+        for row, some in enumerate(tree_pieces)
+    ]
+    return torch.cat(rows), None
 
 
 def attend_eager(
@@ -205,25 +217,26 @@ def attend_eager(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    tree_pieces: Pieces | None = None,
+    tree_calls: Sequence[Sequence[Call]] | None = None,
+    scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention by matrix products, as models' own eager attention; shapes as in `attend_sdpa`."""
-    states = (query, key, value)
+    scale = _scale(query, scaling)
+    if tree_calls is not None:
+        return attend((query, key, value), tree_calls, scale), None
+    return _by_products(module, (query, key, value), attention_mask, scale, **kwargs), None
 
-    def kernel(some: Tensors, mask: torch.Tensor | None) -> torch.Tensor:
-        return _by_products(module, some, mask, **kwargs)
 
-    if tree_pieces is None:
-        return kernel(states, attention_mask), None
-    return _in_pieces(kernel, states, tree_pieces), None
+def _scale(query: torch.Tensor, scaling: float | None) -> float:
+    return float(query.shape[-1] ** -0.5) if scaling is None else scaling
 
 
 def _by_products(
     module: torch.nn.Module,
     states: Tensors,
     mask: torch.Tensor | None,
-    scaling: float | None = None,
+    scale: float,
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> torch.Tensor:
@@ -233,7 +246,6 @@ def _by_products(
     """
     q, k, v = states
     shared = q.shape[1] // k.shape[1]
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     scores = q @ repeat_kv(k, shared).transpose(2, 3) * scale
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -246,28 +258,22 @@ def _by_products(
     return (weights @ repeat_kv(v, shared)).transpose(1, 2)
 
 
-def _in_pieces(
-    kernel: Callable[[Tensors, torch.Tensor | None], torch.Tensor], states: Tensors, pieces: Pieces
-) -> torch.Tensor:
-    """What the kernel says of each piece, put together: (B, T, heads, D)."""
-    rows = []
-    for row, of_row in enumerate(pieces):
-        query, key, value = (each[row : row + 1] for each in states)
-        said = []
-        for piece, mask in of_row:
-            spans = (*piece.above, (piece.start, piece.stop))
-            keys, values = (
-                torch.cat([each[:, :, start:stop] for start, stop in spans], dim=2)
-                for each in (key, value)
-            )
-            said.append(kernel((query[:, :, piece.start : piece.stop], keys, values), mask))
-        rows.append(torch.cat(said, dim=1))
-    return torch.cat(rows)
+def _of_piece(states: Tensors, row: int, piece: Piece) -> Tensors:
+    """Of one row the piece's queries, and the keys and values that they see."""
+    query, key, value = (each[row : row + 1] for each in states)
+    spans = _joined((*piece.above, (piece.start, piece.stop)))
+    keys, values = (
+        torch.cat([each[:, :, start:stop] for start, stop in spans], dim=2)
+        if len(spans) > 1
+        else each[:, :, slice(*spans[0])]
+        for each in (key, value)
+    )
+    return query[:, :, piece.start : piece.stop], keys, values
 
 
 AttentionInterface.register(BY_PIECES["sdpa"], attend_sdpa)
-AttentionInterface.register(FUSED["sdpa"], attend_fused)
 AttentionInterface.register(BY_PIECES["eager"], attend_eager)
+AttentionInterface.register(BY_PIECES["flex_attention"], attend_flex)
 AttentionMaskInterface.register(BY_PIECES["sdpa"], sdpa_mask)
-AttentionMaskInterface.register(FUSED["sdpa"], sdpa_mask)
 AttentionMaskInterface.register(BY_PIECES["eager"], eager_mask)
+AttentionMaskInterface.register(BY_PIECES["flex_attention"], sdpa_mask)

@@ -24,9 +24,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from reward.packing import Packs
 from reward.pairs import Pair
 from reward.tree import add_tree_forward
-from rlaif.groups import Collator, Packs, to_groups, to_packs
+from rlaif.groups import Collator, to_groups, to_packs
 from rlaif.pair_rows import encode_pairs
 from rlaif.reference import FILE, Scoring, reference_key, reference_of
 from rlaif.tree_dpo import TreeTrainer, reason_for_pairs
@@ -186,7 +187,7 @@ def _tree_trainer(job: Job, key: str) -> TreeTrainer:
     job.stage.say(_tree_line(job.rows, groups, packs))
     if dropped := job.recipe.model.lora_dropout:
         job.stage.say(f"model.lora_dropout {dropped} is off in this stage, as in TRL's DPO")
-    add_tree_forward(job.model.get_base_model())
+    add_tree_forward(job.model.get_base_model(), job.recipe.model.attn_implementation)
     # TRL would reduce a row to its own columns, and precompute the reference of pairs.
     own = {"remove_unused_columns": False, "precompute_ref_log_probs": False}
     config = DPOConfig(**job.options | own)

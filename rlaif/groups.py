@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reward.packing import common_prefix, pack, split_pairs
+from reward.packing import Packs, pack_trees, split_pairs
 from reward.tree import TreeBatch, build_tree, collate
 
 Group = dict[str, Any]
@@ -81,21 +81,6 @@ def split(group: Group, room: int) -> list[Group]:
 _OF_CANDIDATES = ("sequences", "starts", "numbers")
 
 
-@dataclass(frozen=True)
-class Packs:
-    """Rows of a trainer on trees.
-
-    Attributes:
-        rows: of each pack its `groups` and `length` (nodes, at most).
-        split: prompts whose candidates did not fit one micro-step.
-        over: packs above the budget, because one pair is, or a prompt that is kept whole.
-    """
-
-    rows: list[dict[str, Any]]
-    split: int
-    over: int
-
-
 def to_packs(groups: Sequence[Group], tree_tokens: int, seed: int, *, whole: bool) -> Packs:
     """Pack groups into micro-steps of at most `tree_tokens` nodes; 0 = a group each.
 
@@ -111,15 +96,14 @@ def to_packs(groups: Sequence[Group], tree_tokens: int, seed: int, *, whole: boo
         return Packs([{"groups": [group], "length": group["length"]} for group in groups], 0, 0)
     parts = [[group] if whole else split(group, tree_tokens) for group in groups]
     every = [part for each in parts for part in each]
-    shared = common_prefix([ids for group in every for ids in group["sequences"]])
-    sizes = [group["length"] - shared for group in every]
-    packs = pack(sizes, tree_tokens - shared, seed)
-    rows = [
-        {
-            "groups": [every[place] for place in places],
-            "length": shared + sum(sizes[place] for place in places),
-        }
-        for places in packs
+    packs = pack_trees(
+        [group["sequences"] for group in every],
+        [group["length"] for group in every],
+        tree_tokens,
+        seed,
+    )
+    rows: list[dict[str, Any]] = [
+        {"groups": [every[place] for place in places], "length": nodes} for places, nodes in packs
     ]
     over = sum(row["length"] > tree_tokens for row in rows)
     return Packs(rows, sum(len(each) > 1 for each in parts), over)

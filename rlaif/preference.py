@@ -51,7 +51,11 @@ def sigmoid_norm(ratios: Ratios, beta: float) -> torch.Tensor:
 
 
 def hinge(ratios: Ratios, beta: float) -> torch.Tensor:
-    """max(0, 1 - beta (r_w - r_l)): SLiC, Zhao et al. 2023 (arXiv:2305.10425), by log-ratios."""
+    """max(0, 1 - beta (r_w - r_l)): the hinge-norm loss of RSO, Liu et al. 2023 (arXiv:2309.06657).
+
+    It is the calibration loss of SLiC-HF, Zhao et al. 2023 (arXiv:2305.10425), on log-ratios in
+    place of log-probabilities and with a margin of 1 / beta.
+    """
     return torch.relu(1 - beta * (ratios.chosen - ratios.rejected))
 
 
@@ -67,7 +71,8 @@ def ipo(ratios: Ratios, beta: float) -> torch.Tensor:
 def odpo(ratios: Ratios, beta: float) -> torch.Tensor:
     """-log sigma(beta (r_w - r_l) - offset): DPO with an offset.
 
-    Amini et al. 2024 (arXiv:2402.10571), the ODPO loss, with an offset in proportion to the margin.
+    The ODPO loss of Amini et al. 2024 (arXiv:2402.10571), whose offset is alpha f(score_w -
+    score_l); here f is the identity, the score the quality, and alpha the recipe's `dpo.offset`.
     """
     return -logsigmoid(beta * (ratios.chosen - ratios.rejected) - ratios.offset)
 
@@ -75,7 +80,8 @@ def odpo(ratios: Ratios, beta: float) -> torch.Tensor:
 def conservative(ratios: Ratios, beta: float) -> torch.Tensor:
     """Cross-entropy with labels that are wrong with a chance `smoothing`: cDPO.
 
-    Mitchell 2023, "A note on DPO with noisy preferences and relationship to IPO".
+    Mitchell 2023, "A note on DPO with noisy preferences and relationship to IPO"
+    (ericmitchell.ai/cdpo.pdf), equation 3.
     """
     logits = beta * (ratios.chosen - ratios.rejected)
     kept, flipped = -logsigmoid(logits), -logsigmoid(-logits)

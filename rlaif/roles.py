@@ -21,13 +21,12 @@ from peft import PeftModel
 from trl.trainer.utils import disable_dropout_in_model
 
 from reward.model import Heads, Scores, heads_in
+from reward.token_scores import Scored, score_tokens
 from reward.tree import (
-    Scored,
     add_tree_forward,
     build_tree,
     collate,
     reason_against,
-    score_tokens,
 )
 from sft import model as models
 from sft.chat import Chat, system_prompt
@@ -142,7 +141,7 @@ class Roles:
             self.heads = Heads(hidden).to(base.device)
             self.heads.load_state_dict(heads_in(reward, self.model, self.chat))
             self.heads.requires_grad_(False)
-        add_tree_forward(base)
+        add_tree_forward(base, recipe.model.attn_implementation)
         # A ratio of two policies may not depend on chance. In eval mode, which is no other without
         # dropout, bitsandbytes packs 4-bit weights anew on a CPU, for good.
         disable_dropout_in_model(self.model)

@@ -18,7 +18,8 @@ import torch
 from transformers import PreTrainedModel
 from trl import DPOTrainer
 
-from reward.tree import Scored, TreeBatch, reason_against, score_tree
+from reward.token_scores import Scored
+from reward.tree import TreeBatch, reason_against, score_tree
 from rlaif.preference import LOSSES, Ratios
 from sft.config import DpoSection
 from sft.train import TrainerRules

@@ -106,7 +106,7 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
         )
     options: dict[str, object] = {
         "dtype": precision.dtype,
-        "attn_implementation": section.attn_implementation,
+        "attn_implementation": plain_attention(section),
         "use_safetensors": True,  # the other format is a pickle
     }
     # Before anything is put on a device: each process of a launch has a card of its own.
@@ -124,6 +124,11 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
     model: PreTrainedModel = _load(AutoModelForCausalLM.from_pretrained, section, **options)
     model.requires_grad_(False)
     return model if section.load_in_4bit else model.to(state.device)
+
+
+def plain_attention(section: ModelSection) -> str:
+    """Kernel for plain rows; trees may have one of their own (`reward.tree_attention`)."""
+    return "sdpa" if section.attn_implementation == "auto" else section.attn_implementation
 
 
 def _load(loader, section: ModelSection, **options):  # type: ignore[no-untyped-def]  # two loaders, one set of errors
@@ -255,7 +260,7 @@ def load_streamed(
         AutoModelForCausalLM.from_pretrained,
         section,
         dtype=dtype,
-        attn_implementation=section.attn_implementation,
+        attn_implementation=plain_attention(section),
         use_safetensors=True,
         device_map="auto",
         max_memory=limits,

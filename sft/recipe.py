@@ -233,20 +233,27 @@ def _numbers(r: Recipe) -> list[Problem]:
     if only and not r.dpo.tree:
         text = f"{', '.join(only)}: only on trees; leave dpo.tree on, or choose a loss of TRL's"
         found.append((("dpo.tree", "dpo.loss_type"), text))
-    if r.dpo.tree_tokens and not r.dpo.tree:
-        text = "a token budget packs trees: leave dpo.tree on, or set dpo.tree_tokens 0"
-        found.append((("dpo.tree_tokens", "dpo.tree"), text))
-    if r.dpo.tree_tokens and r.dpo.per_device_train_batch_size > 1:
-        text = (
-            "with dpo.tree_tokens a row is a pack of prompts that fills a micro-step: set"
-            " dpo.per_device_train_batch_size 1"
-        )
-        found.append((("dpo.tree_tokens", "dpo.per_device_train_batch_size"), text))
+    found += _tree_tokens(r)
     clinic = r.prompts == "practice-clinic" and r.held_out is None
     if clinic and r.evaluate.crisis_prompts > r.evaluate.n_prompts:
         counts = f"{r.evaluate.crisis_prompts} crises among {r.evaluate.n_prompts} prompts"
         text = f"{counts}: lower the former or raise the latter"
         found.append((("evaluate.crisis_prompts", "evaluate.n_prompts"), text))
+    return found
+
+
+def _tree_tokens(r: Recipe) -> list[Problem]:
+    """Budgets of tokens that could not act."""
+    found: list[Problem] = []
+    for name, section in (("dpo", r.dpo), ("reward", r.reward)):
+        budget = f"{name}.tree_tokens"
+        if section.tree_tokens and not section.tree:
+            text = f"a token budget packs trees: leave {name}.tree on, or set {budget} 0"
+            found.append(((budget, f"{name}.tree"), text))
+        if section.tree_tokens and section.per_device_train_batch_size > 1:
+            rows = f"{name}.per_device_train_batch_size"
+            text = f"with {budget} a row is a pack that fills a micro-step: set {rows} 1"
+            found.append(((budget, rows), text))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sft.sections import Rate, TrainingSection
+from sft.sections import Count, Rate, TrainingSection
 
 
 class RewardSection(TrainingSection):
@@ -34,4 +34,9 @@ class RewardSection(TrainingSection):
     tree: bool = Field(
         default=True,
         description="a row is a prompt with its candidates; false = a row each, the plain path",
+    )
+    tree_tokens: Count = Field(
+        default=0,
+        description="tokens of a micro-step, into which prompts are packed (a row is then a pack); "
+        "0 = a row is one prompt",
     )

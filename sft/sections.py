@@ -40,7 +40,9 @@ class ModelSection(Section):
     )
     load_in_4bit: bool = Field(default=False, description="NF4-quantised base (QLoRA); false = off")
     attn_implementation: str = Field(
-        default="sdpa", description="attention kernel, by transformers' name"
+        default="auto",
+        description="attention kernel, by transformers' name; auto = sdpa, and FlexAttention for "
+        "trees on GPUs of compute capability 8.0 and newer",
     )
     chat_template: Literal["auto", "llama3", "plain"] = Field(
         default="auto", description="chat layout; auto = the tokenizer's own, else plain"

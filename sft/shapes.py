@@ -113,7 +113,7 @@ def without_weights(
     """The model with a fresh adapter, all on the device "meta": it has shapes and no memory."""
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=section.attn_implementation
+            config, dtype=dtype, attn_implementation=models.plain_attention(section)
         )
     base.requires_grad_(False)
     return models.new_adapter(base, section)

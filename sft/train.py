@@ -29,6 +29,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from sft import model as models
+from sft import plain_head
 from sft.chat import Chat, system_prompt
 from sft.config import Recipe, TrainingSection
 from sft.data import Demonstration
@@ -247,9 +248,13 @@ def make_trainer(
     dataset = Dataset.from_list(list(rows))
     if args.packing:
         dataset = pack(dataset, args.max_length, args.packing_strategy)
-    return type("Trainer", (TrainerRules, SFTTrainer), {})(
+    trainer: SFTTrainer = type("Trainer", (TrainerRules, SFTTrainer), {})(
         model=model, args=args, train_dataset=dataset, processing_class=tokenizer
     )
+    base = model.get_base_model()
+    if base.device.type == "cpu" and base.config.model_type in plain_head.FAMILIES:
+        plain_head.plain_head(base)
+    return trainer
 
 
 def finetune(

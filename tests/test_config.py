@@ -177,6 +177,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"dpo": {"loss_type": ["robust"], "pair_confidence": True}}, "weighs doubtful pairs most"),
     ({"dpo": {"tree_tokens": 2048, "tree": False}}, "a token budget packs trees"),
     ({"dpo": {"tree_tokens": 2048}}, "set dpo.per_device_train_batch_size 1"),
+    ({"reward": {"tree_tokens": 2048, "tree": False}}, "leave reward.tree on"),
+    ({"reward": {"tree_tokens": 2048}}, "set reward.per_device_train_batch_size 1"),
     ({"pair": {"max_length_ratio": 0.5}}, "never below 1"),
     ({"pair": {"max_length_ratio": 1.5, "max_longer_share": 0.2}}, "no pair by quality has"),
     ({"pair": {"length_match": 0.1, "strategy": "all"}}, "nothing to choose"),

@@ -99,8 +99,9 @@ def test_two_processes_train_the_adapter_of_one(model_folders, talks, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_fit_the_reward_model_of_one(model_folders, talks, tmp_path):
-    """Rows per update, centring and report: all as one process has them."""
+@pytest.mark.parametrize("budget", ["0", "400"])
+def test_two_processes_fit_the_reward_model_of_one(model_folders, talks, tmp_path, budget):
+    """Rows per update, centring and report: all as one process has them; also in packs."""
     prompts, candidates, assessments = [], [], []
     for i in range(28):
         said = [{**talks[i % 3][0], "content": f"{talks[i % 3][0]['content']} {i} {i * i}"}]
@@ -116,7 +117,8 @@ def test_two_processes_fit_the_reward_model_of_one(model_folders, talks, tmp_pat
     common += ["--model.name_or_path", str(model_folders["llama"]), "--model.dtype", "float32"]
     common += ["--model.system_prompt", "none", "--model.max_length", "256"]
     common += ["--generate.max_new_tokens", "16", "--evaluate.max_new_tokens", "16"]
-    common += ["--per_device_train_batch_size", "2", "--learning_rate", "1e-3"]
+    common += ["--per_device_train_batch_size", "1" if int(budget) else "2"]
+    common += ["--reward.tree_tokens", budget, "--learning_rate", "1e-3"]
     # Less than an epoch: its last update may be a short one, which processes share otherwise.
     common += ["--logging_steps", "1", "--warmup_steps", "0", "--max_steps", "4"]
     for processes, accumulate in ((1, "2"), (2, "1")):

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
+from itertools import combinations
 
 import pytest
 import torch
 from conftest import FAMILIES
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForSequenceClassification, TrainingArguments
 from trl import RewardConfig
 from trl import RewardTrainer as TrlRewardTrainer
 
+from reward.lessons import to_packs
 from reward.model import HEAD, RewardModel
 from reward.train import RewardTrainer, bradley_terry
+from reward.tree import build_tree
 from sft import model as models
 from sft.chat import Chat
 from sft.config import ModelSection, RewardSection
@@ -71,6 +77,7 @@ def rows(seed=0):
                 "confidence": [0.6 + 0.1 * i for i in range(len(pairs))],
                 "margin": [0.2 + 0.2 * i for i in range(len(pairs))],
                 "safe": [1.0, 0.0, 1.0],
+                "judged": [1.0, 1.0, 1.0],
                 "length": 40,
             }
         )
@@ -224,7 +231,7 @@ def test_the_order_of_replies_and_of_prompts_changes_nothing(model_folders, tmp_
     turned = []
     for row in reversed(some):
         moved = dict(row)
-        for name in ("sequences", "safe"):
+        for name in ("sequences", "safe", "judged"):
             moved[name] = [row[name][places.index(i)] for i in range(3)]
         moved["pairs"] = [[places[a], places[b]] for a, b in row["pairs"]]
         turned.append(moved)
@@ -253,6 +260,70 @@ def test_micro_batches_add_up_to_the_whole(model_folders, tmp_path, sizes):
         first += size
     assert loss == pytest.approx(whole, rel=1e-5)
     alike(summed, gradient)
+
+
+@pytest.mark.parametrize("tree_tokens", [20, 30, 40, 60, 1000])
+def test_a_budget_of_tokens_changes_the_packs_and_not_the_update(
+    model_folders, tmp_path, tree_tokens
+):
+    """20 and 30 split prompts of three replies (33 nodes) by comparison; 1000 holds everything."""
+    model, some = reward_model(model_folders["llama"]), rows()
+    whole, gradient = loss_and_gradient(trainer_of(model, some, tmp_path), some)
+    packs = to_packs(some, tree_tokens, 0)
+    assert (packs.split > 0) == (tree_tokens <= 30)
+    trainer = trainer_of(model, packs.rows, tmp_path)
+    n, loss, summed = len(packs.rows), 0.0, torch.zeros_like(gradient)
+    for first in range(0, n, 2):  # micro-batches of two packs, the last of what is left
+        part = packs.rows[first : first + 2]
+        share, grad = loss_and_gradient(trainer, part)
+        loss, summed = loss + share * len(part) / n, summed + grad * len(part) / n
+    assert loss == pytest.approx(whole, rel=1e-5)
+    alike(summed, gradient)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.sets(st.integers(0, 9))), min_size=1, max_size=5),
+    st.integers(4, 40),
+    st.integers(0, 3),
+)
+def test_packs_hold_each_comparison_and_verdict_once(asked, tree_tokens, seed):
+    made = []
+    for number, (k, chosen) in enumerate(asked):
+        every = list(combinations(range(k), 2))
+        pairs = [every[i] for i in sorted(chosen) if i < len(every)]
+        sequences = [[1, 2, 3 + number, *[20 + j] * (1 + j)] for j in range(k)]
+        made.append(
+            {
+                "sequences": sequences,
+                "pairs": [list(pair) for pair in pairs],
+                "confidence": [0.6 + 0.01 * (10 * number + i) for i in range(len(pairs))],
+                "margin": [0.1 * a + 0.01 * b for a, b in pairs],
+                "safe": [float(j % 2) for j in range(k)],
+                "judged": [1.0] * k,
+                "length": len(build_tree(sequences).tokens),
+            }
+        )
+    packs = to_packs(made, tree_tokens, seed)
+    assert held(packs.rows) == held(made)
+    assert packs == to_packs(made, tree_tokens, seed)
+    over = 0
+    for row in packs.rows:
+        nodes = len(build_tree(row["sequences"]).tokens)
+        assert nodes <= row["length"]
+        over += row["length"] > tree_tokens
+    assert packs.over == over
+
+
+def held(some):
+    """Comparisons with what they carry, and verdicts that count, of all rows."""
+    found = Counter()
+    for row in some:
+        said = [tuple(ids) for ids in row["sequences"]]
+        carried = zip(row["pairs"], row["confidence"], row["margin"], strict=True)
+        found.update((said[a], said[b], c, m) for (a, b), c, m in carried)
+        verdicts = zip(said, row["safe"], row["judged"], strict=True)
+        found.update((ids, safe) for ids, safe, counts in verdicts if counts)
+    return found
 
 
 def test_checkpointing_changes_neither_loss_nor_gradient(model_folders, tmp_path):

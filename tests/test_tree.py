@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, MistralConfig, Qwen2Config
 
-from reward import tree, tree_attention
+from reward import token_scores, tree, tree_attention
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8)
 
@@ -136,7 +136,7 @@ def test_tiles_of_the_head_change_neither_values_nor_gradients():
     found = []
     for at_once in (10_000, 350):
         mine = states.clone().requires_grad_()
-        scored = tree.score_tokens(mine, targets, head, at_once)
+        scored = token_scores.score_tokens(mine, targets, head, at_once)
         scored.log_probs.square().sum().backward()
         found.append((*scored, mine.grad))
     for one, other in zip(*found, strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from conftest import FAMILIES, tiny
@@ -11,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tree import SEQUENCES, score, some_groups
 
-from reward import tree, tree_attention
+from reward import tree, tree_attention, tree_flex
 
 
 @settings(deadline=None)
@@ -71,10 +69,28 @@ def test_pieces_give_what_one_mask_gives(family, kernel, monkeypatch):
         assert (other - gradient).norm() <= 1e-4 * gradient.norm()
 
 
-COMPILED = pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention is compiled")
+@pytest.mark.parametrize(
+    ("loaded", "asked", "capability", "head_dim", "kernel"),
+    [
+        ("sdpa", "auto", (8, 0), 128, "tree_flex"),
+        ("sdpa", "auto", (9, 0), 64, "tree_flex"),
+        ("sdpa", "auto", (7, 5), 128, "tree_sdpa"),  # a T4
+        ("sdpa", "auto", None, 128, "tree_sdpa"),  # no GPU
+        ("sdpa", "auto", (8, 0), 256, "tree_sdpa"),  # Gemma
+        ("sdpa", "auto", (8, 0), 80, "tree_sdpa"),
+        ("sdpa", "sdpa", (8, 0), 128, "tree_sdpa"),
+        ("eager", "eager", (8, 0), 128, "tree_eager"),
+        ("flex_attention", "flex_attention", (7, 5), 80, "tree_flex"),
+        ("flash_attention_2", "flash_attention_2", (8, 0), 128, "flash_attention_2"),
+    ],
+)
+def test_new_gpus_have_flex_attention_unless_something_else_is_asked(
+    loaded, asked, capability, head_dim, kernel
+):
+    assert tree_flex.choose_kernel(loaded, asked, capability, head_dim) == kernel
 
 
-@pytest.mark.parametrize("kernel", ["eager", pytest.param("flex_attention", marks=COMPILED)])
+@pytest.mark.parametrize("kernel", ["eager", "flex_attention"])
 def test_other_kernels_give_the_same(kernel):
     """FlexAttention has no backward on a CPU."""
     by_pieces, other = tiny("llama", 100).eval(), tiny("llama", 100).eval()
@@ -86,8 +102,13 @@ def test_other_kernels_give_the_same(kernel):
     torch.testing.assert_close(*said, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", [*FAMILIES, "gemma"])
+@pytest.mark.parametrize(
+    ("family", "kernel"),
+    [
+        *((family, kernel) for family in (*FAMILIES, "gemma") for kernel in ("sdpa", "eager")),
+        ("llama", "flex_attention"),
+    ],
+)
 def test_a_model_that_reads_trees_reads_plain_rows_as_before(family, kernel):
     plain, prepared = tiny(family, 100).eval(), tiny(family, 100).eval()
     for model in (plain, prepared):

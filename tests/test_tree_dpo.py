@@ -8,6 +8,8 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trl import DPOConfig
 
 from reward.tree import add_tree_forward
@@ -230,8 +232,46 @@ def test_micro_batches_add_up_to_the_whole(model_folders, tmp_path, sizes, loss)
     torch.testing.assert_close(summed, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def ready(model_folders, tmp_path_factory):
+    """A trainer of each loss over the same pairs, with the loss and gradient of their order."""
+    found = {}
+    for loss in ("sigmoid", "listwise"):
+        case = {"loss_type": [loss, "sft"], "loss_weights": [1.0, 0.5]}
+        section, folder = DpoSection(**case), tmp_path_factory.mktemp(loss)
+        trainer = on_trees(model_folders["llama"], folder, pair_rows(), section, **case)
+        found[loss] = trainer, loss_and_gradient(trainer, list(trainer.train_dataset))
+    return found
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "listwise"])
+@settings(max_examples=10, deadline=None)
+@given(random=st.randoms(use_true_random=False))
+def test_the_order_of_candidates_pairs_and_prompts_changes_nothing(ready, loss, random):
+    trainer, (expected, gradient) = ready[loss]
+    packs = list(trainer.train_dataset)
+    random.shuffle(packs)
+    found, mine = loss_and_gradient(
+        trainer,
+        [row | {"groups": [shuffled(each, random) for each in row["groups"]]} for row in packs],
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(mine, gradient, rtol=1e-4, atol=1e-6)
+
+
+def shuffled(group, random):
+    """The same prompt with its candidates and its pairs in another order."""
+    order, at = list(range(len(group["sequences"]))), list(range(len(group["pairs"])))
+    random.shuffle(order)
+    random.shuffle(at)
+    made = {key: [group[key][old] for old in order] for key in ("sequences", "starts", "numbers")}
+    made |= {key: [group[key][i] for i in at] for key in ("margins", "confidences")}
+    made["pairs"] = [[order.index(place) for place in group["pairs"][i]] for i in at]
+    return made
+
+
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("changes", "reason"),
     [
         ({}, None),
         ({"tree": False}, "dpo.tree is off"),
@@ -240,9 +280,9 @@ def test_micro_batches_add_up_to_the_whole(model_folders, tmp_path, sizes, loss)
         ({"trainer": {"disable_dropout": False}}, "dpo.trainer sets disable_dropout"),
     ],
 )
-def test_what_runs_on_rows_of_pairs_says_why(model_folders, settings, reason):
+def test_what_runs_on_rows_of_pairs_says_why(model_folders, changes, reason):
     model, _ = policy(model_folders["llama"])
-    section = DpoSection(**settings)
+    section = DpoSection(**changes)
     found = tree_dpo.reason_for_pairs(section, model.get_base_model(), pair_rows())
     assert found == reason
 

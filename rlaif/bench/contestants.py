@@ -134,7 +134,7 @@ def our_sft(job: Job) -> Trainer:
 def our_reward(job: Job) -> Trainer:
     """This project's reward model by a recipe, as `reward.train.fit_reward` makes it: on trees."""
     recipe, precision, chat = _by_recipe(job)
-    model = RewardModel(_new_policy(recipe, precision), chat, precision)
+    model = RewardModel(_new_policy(recipe, precision), chat, precision, attention="auto")
     if job.gradient_checkpointing:
         model.language.gradient_checkpointing_enable({"use_reentrant": False})
     options = reward_options(recipe, precision, job.scratch)
@@ -158,6 +158,7 @@ def _comparisons(job: Job, chat: Chat) -> list[dict[str, Any]]:
                 "confidence": [1.0] * n_pairs,
                 "margin": group["margins"],
                 "safe": [1.0] * n_replies,
+                "judged": [1.0] * n_replies,
                 "length": group["length"],
             }
         )
@@ -186,7 +187,7 @@ def _by_recipe(job: Job) -> tuple[Recipe, project_models.Precision, Chat]:
                 "name_or_path": str(job.folder),
                 "dtype": job.dtype,
                 "load_in_4bit": job.load_in_4bit,
-                "attn_implementation": job.attention if job.work.stage == "sft" else "sdpa",
+                "attn_implementation": job.attention if job.work.stage == "sft" else "auto",
                 "system_prompt": str(system) if job.material.system else "none",
                 "max_length": POSITIONS,
                 "lora_r": RANK,

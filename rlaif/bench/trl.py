@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
-from trl.trainer.utils import FusedCausalLMOutput
 
 from rlaif.bench.work import PACK, RANK, Job, Opponent
+from sft.plain_head import plain_head
 
 BATCH = 8  # rows of its data set that a trainer takes at once by default
 
@@ -66,34 +66,6 @@ def sft_trainer(job: Job, who: Opponent) -> SFTTrainer:
     if who == "B2":
         plain_head(trainer.model.get_base_model())
     return trainer
-
-
-def plain_head(model: PreTrainedModel) -> None:
-    """Replace the head that a trainer of TRL gave its model by plain logits of the completions."""
-    plain = model.forward
-
-    def forward(
-        *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any
-    ) -> FusedCausalLMOutput:
-        if not fused_lm_head:
-            return plain(*args, labels=labels, **kwargs)
-        states = model.model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
-        mask = labels[:, 1:] != -100
-        targets = labels[:, 1:][mask]
-        logits = model.lm_head(states[mask]).float()
-        log_probs = logits.log_softmax(dim=-1)
-        seen = {"log_probs": log_probs.gather(1, targets[:, None])[:, 0]}
-        with torch.no_grad():  # what the trainer logs
-            seen["entropy"] = -(log_probs.exp() * log_probs).sum(dim=-1)
-            seen["mean_logits"] = logits.mean(dim=-1)
-            seen["is_top1"] = logits.argmax(dim=-1) == targets
-        padded = {
-            name: value.new_zeros(mask.shape).masked_scatter(mask, value)
-            for name, value in seen.items()
-        }
-        return FusedCausalLMOutput(label_mask=mask, **padded)
-
-    model.forward = forward
 
 
 def _pairs_at_once(job: Job, who: Opponent) -> int:

@@ -26,8 +26,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from reward.tree import TreeBatch, build_tree, collate, collate_ends, score_tokens
-from reward.tree_attention import BY_PIECES, FUSED, masks_for
+from reward.token_scores import score_tokens
+from reward.tree import TreeBatch, build_tree, collate, collate_ends
+from reward.tree_attention import masks_for
+from reward.tree_flex import BY_PIECES
 from sft.config import ModelSection
 from sft.shapes import Shape, without_weights
 
@@ -173,9 +175,10 @@ def _peak(
     masks: dict[str, Any] = {}
     if isinstance(work.texts, Forest):
         ends = work.texts.batch.ends.repeat(work.copies, 1)
+        # FlexAttention needs no more than SDPA.
+        kernel = "eager" if section.attn_implementation == "eager" else "sdpa"
+        base.set_attn_implementation(BY_PIECES[kernel])
         masks = masks_for(base, ends, "cpu" if on_cpu else "other")
-        if (kernel := section.attn_implementation) in BY_PIECES:
-            base.set_attn_implementation(BY_PIECES[kernel] if on_cpu else FUSED[kernel])
     made.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         living = Living(_materialise(made))
