@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from difflib import get_close_matches
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -180,10 +179,9 @@ def _services(r: Recipe) -> list[Problem]:
         if model is None:
             text = f"{who_field} openai needs {name}.{model_field}: which model shall it ask?"
             found.append(((f"{name}.{who_field}", f"{name}.{model_field}"), text))
-        address = urlsplit(section.base_url or "https://api.openai.com")
-        if address.hostname not in LOCAL_HOSTS and not section.allow_remote:
+        if host := section.unasked_host():
             text = (
-                f"this would send conversations to {address.hostname}: say {name}.allow_remote true"
+                f"this would send conversations to {host}: say {name}.allow_remote {host}"
                 " where you may do so, or name a service on this machine in base_url"
             )
             found.append(((f"{name}.base_url", f"{name}.allow_remote"), text))
