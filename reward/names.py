@@ -69,7 +69,10 @@ def by_rules(text: str) -> list[Span]:
             end = start
             for word in re.finditer(r"\S+", match["name"]):
                 small = word[0].casefold().removesuffix("'s").removesuffix("\u2019s")
-                if small in _nobody() or (end == start and not plain_words and is_common(small)):
+                first = re.split("['\u2019]", small)[0]  # "Hi, I'd ..." is nobody's either
+                if {small, first} & _nobody() or (
+                    end == start and not plain_words and is_common(small)
+                ):
                     break
                 end = start + word.start() + len(small)
             if end > start:
