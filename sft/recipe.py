@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
 from sft.judges import judging_problems
-from sft.pair_settings import LONGER, PairSection
+from sft.pair_settings import LONGER, PairSection, RefineSection
 from sft.plan_settings import PlanSection
 from sft.ppo_settings import PpoSection
 from sft.reward_settings import RewardSection
@@ -107,6 +107,7 @@ class Recipe(Section):
     finetune: FinetuneSection = FinetuneSection()
     generate: GenerateSection = GenerateSection()
     score: ScoreSection = ScoreSection()
+    refine: RefineSection = RefineSection()
     pair: PairSection = PairSection()
     reward: RewardSection = RewardSection()
     dpo: DpoSection = DpoSection()
@@ -160,10 +161,8 @@ def _services(r: Recipe) -> list[Problem]:
     found: list[Problem] = []
     same = r.evaluate.judge == r.score.evaluator
     if same and (r.evaluate.judge != "openai" or r.evaluate.judge_model == r.score.evaluator_model):
-        text = (
-            "what judged the training data may not judge the result: choose another judge"
-            " (practice-clinic, embedded, or another judge_model)"
-        )
+        text = "what judged the training data may not judge the result: choose another judge"
+        text += " (practice-clinic, embedded, or another judge_model)"
         found.append((("evaluate.judge", "score.evaluator"), text))
     asked: tuple[tuple[str, ServiceSection, str, str, str | None, str], ...] = (
         ("generate", r.generate, r.generate.backend, "backend", r.generate.served_model,
@@ -180,10 +179,8 @@ def _services(r: Recipe) -> list[Problem]:
             text = f"{who_field} openai needs {name}.{model_field}: which model shall it ask?"
             found.append(((f"{name}.{who_field}", f"{name}.{model_field}"), text))
         if host := section.unasked_host():
-            text = (
-                f"this would send conversations to {host}: say {name}.allow_remote {host}"
-                " where you may do so, or name a service on this machine in base_url"
-            )
+            text = f"this would send conversations to {host}: say {name}.allow_remote {host}"
+            text += " where you may do so, or name a service on this machine in base_url"
             found.append(((f"{name}.base_url", f"{name}.allow_remote"), text))
     return found
 

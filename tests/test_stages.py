@@ -45,6 +45,7 @@ STAGES = {  # script: folder
     "finetune": "finetune",
     "generate": "candidates",
     "score": "scores",
+    "refine": "refine",
     "pair": "pairs",
     "fit_reward": "reward",
     "dpo": "dpo",
@@ -59,6 +60,7 @@ SMALL = shlex.split("""
     --generate.n_prompts 8 --generate.num_return_sequences 6 --generate.max_new_tokens 96
     --generate.n_borrowed 2
     --generate.batch_size 48
+    --refine.passes 1 --pair.refined true
     --pair.strategy all --pair.margin 0
     --reward.max_steps 3 --reward.warmup_steps 0 --reward.learning_rate 1e-3
     --reward.per_device_train_batch_size 4 --reward.gradient_accumulation_steps 1
