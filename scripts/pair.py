@@ -66,8 +66,8 @@ def main(argv: list[str]) -> None:
         track.table("pairs", ["chosen", "rejected", "margin", "rule"], sides)
         made_from = [inputs["candidates"], inputs["assessments"]]
         track.artifact(stage.path("pairs.jsonl"), "dataset", uses=made_from)
-        counts = result.report() | {"refined": len(refined)}
-        stage.finish(["pairs.jsonl", "dropped.json"], **counts)
+        outputs = ["pairs.jsonl", "dropped.json"]
+        stage.finish(outputs, **result.report(), refined=len(refined))
 
 
 if __name__ == "__main__":

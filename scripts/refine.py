@@ -29,28 +29,28 @@ ASKED, PARTIAL = "replies", "partial.jsonl"  # what a server answered; what surv
 def main(argv: list[str]) -> None:
     """Run the stage with these command-line arguments."""
     recipe = config.load(argv, "refine", __doc__ or "")
-    if launch.world_size() > 1:
-        raise UserError("refine works in one process: python scripts/refine.py ...")
+    if launch.world_size() > 1 or recipe.score.ask == "pairwise":
+        raise UserError("refine works in one process and with grades (score.ask one or together)")
     adapter, number = lineage.start_adapter(recipe), recipe.round
-    folder = runs.stage_folder(recipe, "refine", number)
-    sampled = runs.stage_folder(recipe, "candidates", number)
-    scores = runs.stage_folder(recipe, "scores", number)
+    names = ("refine", "candidates", "scores")
+    folder, sampled, scores = (runs.stage_folder(recipe, name, number) for name in names)
     inputs = {name: sampled / f"{name}.jsonl" for name in ("prompts", "candidates")}
     inputs |= {"assessments": scores / "assessments.jsonl"} | lineage.base_input(recipe)
     inputs |= {"adapter": adapter} if adapter else {}
     evaluator = recipe_evaluator(recipe.score, folder)
     rules = recipe.pair.model_dump(include={"margin", "max_length_ratio"})
-    opening = {"config": recipe.settings(*SETTINGS) | rules | {"rubric": evaluator.rubric}}
-    opening |= {"inputs": inputs, "round": number, "keep": [PARTIAL, ASKED, *KEPT]}
-    opened = runs.open_stage(recipe, "refine", **opening)
+    settings = recipe.settings(*SETTINGS) | rules | {"rubric": evaluator.rubric}
+    keep = [PARTIAL, ASKED, *KEPT]
+    opened = runs.open_stage(
+        recipe, "refine", config=settings, inputs=inputs, round=number, keep=keep
+    )
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused:
             return
         gather(folder, [str(path) for path in [scores / LEDGER] if path.is_file()])
 
         def rewrite(prompts: list[Prompt], turn: int) -> Sequence[Candidate]:
-            seed = (recipe.round_seed + turn) % 2**32
-            how = Sampling.of(recipe.generate, k=1, seed=seed)
+            how = Sampling.of(recipe.generate, k=1, seed=(recipe.round_seed + turn) % 2**32)
             return backend.sample(recipe, adapter, prompts, how, stage.path(ASKED)).candidates
 
         def judge(prompts: list[Prompt], rows: list[Candidate]) -> Sequence[Assessment]:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         write_rows(stage.path("pairs.jsonl"), result.pairs)
         write_json(stage.path("report.json"), result.report())
         track.artifact(stage.path("pairs.jsonl"), "dataset", uses=[inputs["assessments"]])
-        outputs = ["candidates.jsonl", "assessments.jsonl", "pairs.jsonl", "report.json"]
+        outputs = ("candidates.jsonl", "assessments.jsonl", "pairs.jsonl", "report.json")
         stage.finish(outputs, **result.report())
         stage.path(PARTIAL).unlink(missing_ok=True)
 

@@ -405,7 +405,7 @@ def test_a_recipe_does_not_change_and_gives_plain_values() -> None:
 
 def test_sections_are_models_of_their_own() -> None:
     assert set(sections()) == {
-        "model", "finetune", "generate", "score", "pair", "reward", "dpo", "evaluate",
+        "model", "finetune", "generate", "score", "refine", "pair", "reward", "dpo", "evaluate",
         "export", "ppo", "plan",
     }  # fmt: skip
     assert all(issubclass(kind, BaseModel) for kind in sections().values())
