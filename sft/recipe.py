@@ -29,7 +29,7 @@ from sft.sections import (
     ScoreSection,
     Share,
 )
-from sft.service_settings import LOCAL_HOSTS, PartsSection, Positive, Section, ServiceSection
+from sft.service_settings import PartsSection, Positive, Section, ServiceSection
 from sft.trainer_fields import CONFIGS, trainer_fields
 
 Problem = tuple[tuple[str, ...], str]
