@@ -20,7 +20,7 @@ from openai.types import Batch
 
 from reward.budget import most_tokens
 from reward.client import Unread, settle
-from reward.faults import Failure, by_status, failure_of, read_body
+from reward.faults import Failure, by_status, failure_of, read_body, refusal
 from reward.ledger import Answer, Attempt, BatchNote, Entry, Ledger
 from reward.service import Request, Service
 from sft.files import EvaluatorStopped
@@ -97,8 +97,12 @@ def ask_in_batches(
 @contextlib.contextmanager
 def _connected(service: Service) -> Iterator[openai.OpenAI]:
     """The service; what it refuses ends the run and says how to go on."""
+    # As with single calls: conversations go to no host that the user has not named.
+    http = openai.DefaultHttpxClient(follow_redirects=False)
     try:
-        with openai.OpenAI(api_key=service.key(), base_url=service.url, max_retries=RETRIES) as api:
+        with openai.OpenAI(
+            api_key=service.key(), base_url=service.url, max_retries=RETRIES, http_client=http
+        ) as api:
             yield api
     except openai.APIError as error:
         failure = failure_of(error, service.url)
@@ -252,7 +256,7 @@ def _outcome(line: bytes, asked: str) -> tuple[Answer | Failure, str]:
         return Failure("transient", "no key"), ""
     response, error = row.get("response"), row.get("error")
     if isinstance(response, dict) and response.get("status_code") == 200:
-        return read_body(key, response.get("body"), asked), key
+        return refusal(key, read_body(key, response.get("body"), asked), asked), key
     if isinstance(error, dict):
         return Failure("transient", str(error.get("code") or "failed")), key
     response = response if isinstance(response, dict) else {}
@@ -261,4 +265,5 @@ def _outcome(line: bytes, asked: str) -> tuple[Answer | Failure, str]:
     told = told if isinstance(told, dict) else {}
     status = response.get("status_code")
     status = status if isinstance(status, int) else 500
-    return by_status(status, told, str(told.get("message", "")), {}), key
+    failure = by_status(status, told, str(told.get("message", "")), {})
+    return refusal(key, failure, asked), key

@@ -21,7 +21,7 @@ import httpx2
 import openai
 
 from reward.budget import Budget, most_tokens
-from reward.faults import Failure, failure_of, read_response
+from reward.faults import Failure, failure_of, read_response, refusal
 from reward.gate import Closed, Gate
 from reward.ledger import Answer, Attempt, Entry, Ledger
 from reward.service import Pace, Request, Service
@@ -100,15 +100,17 @@ class Caller:
     async def connected(self) -> AsyncIterator[None]:
         """Meanwhile calls can be made."""
         url = self.service.url
-        direct = None
-        if not needs_proxy(url):
-            direct = httpx2.AsyncClient(transport=DirectTransport(), follow_redirects=True)
+        # Conversations go to the host that the user named and to no other: no redirect is followed.
+        if needs_proxy(url):
+            http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        else:
+            http = httpx2.AsyncClient(transport=DirectTransport(), follow_redirects=False)
         self._api = openai.AsyncOpenAI(
             api_key=self.service.key(),
             base_url=url,
             max_retries=0,
             timeout=self.service.timeout_s,
-            http_client=direct,
+            http_client=http,
         )
         try:
             async with self._api:
@@ -192,8 +194,10 @@ class Caller:
             text = f"no whole answer within {self.service.timeout_s:g} s"
             return Failure("transient", "timeout", text, overload=True, maybe_paid=True)
         except openai.APIError as error:
-            return failure_of(error, self.service.url)
-        return read_response(key, response, self.service.model)
+            outcome: Answer | Failure = failure_of(error, self.service.url)
+        else:
+            outcome = read_response(key, response, self.service.model)
+        return refusal(key, outcome, self.service.model)
 
     def _refusal(self, outcome: Failure) -> str:
         name, url = self.service.name, self.service.url

@@ -206,13 +206,12 @@ class Client(Generic[Found]):
 
     def _reject(self, outcome: Failure) -> Unread:
         """A request that is not understood; where none ever was, the settings are wrong."""
-        if outcome.outcome != "refused":
-            self._rejected += 1
-            if not self.caller.answered and not self._readable and self._rejected >= REJECTED:
-                raise EvaluatorStopped(
-                    f"{self.service.name} understood none of the first {REJECTED} requests: "
-                    f"{outcome.detail}. {self._hint}"
-                )
+        self._rejected += 1
+        if not self.caller.answered and not self._readable and self._rejected >= REJECTED:
+            raise EvaluatorStopped(
+                f"{self.service.name} understood none of the first {REJECTED} requests: "
+                f"{outcome.detail}. {self._hint}"
+            )
         return Unread(outcome.outcome)
 
     def _stop_if_hopeless(self, found: Found | Unread | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import textwrap
 import time
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ LONGEST_WAIT_S = 24 * 3600.0
 NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 OVERLOADED = frozenset({429, 503, 529})
 TRY_AGAIN = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600))
-REFUSALS = frozenset({"refusal", "content_filter"})
+FILTERED = "content_filter"
+REFUSALS = frozenset({"refusal", FILTERED})
 
 Kind = Literal["rate limit", "transient", "rejected", "fatal"]
 
@@ -50,6 +52,16 @@ class Failure:
     wait_s: float | None = None
     overload: bool = False
     maybe_paid: bool = False
+
+
+def refusal(key: str, outcome: Answer | Failure, asked: str) -> Answer | Failure:
+    """What a content filter turned down, as an answer: asking again would bring the same.
+
+    Such an error tells no tokens, so that its cost counts as the most that it can be.
+    """
+    if isinstance(outcome, Answer) or outcome.outcome != "refused":
+        return outcome
+    return Answer(key, "", FILTERED, asked, tokens_in=0, tokens_out=0, cost=0.0)
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -94,6 +106,14 @@ def by_status(
 ) -> Failure:
     """What an error status with an error object means."""
     said, codes = _short(message), {str(error.get("code")), str(error.get("type"))}
+    if FILTERED in codes:
+        return Failure("rejected", "refused", said, maybe_paid=True)
+    if 300 <= status < 400:
+        text = (
+            f"the service sends callers on to {headers.get('location', 'another address')}: "
+            "conversations follow no redirect; give base_url the address that answers"
+        )
+        return Failure("fatal", "redirect", text)
     if codes & NO_CREDIT or status == 402:
         text = f"no credit left: {said}. Add credit or raise the limit, then run it again"
         return Failure("fatal", "no credit", text)
@@ -110,8 +130,6 @@ def by_status(
             retry_after(headers),
             status in OVERLOADED,
         )
-    if "content_filter" in codes:
-        return Failure("rejected", "refused", said)
     return Failure("rejected", f"service: {status}", said)
 
 
@@ -198,4 +216,6 @@ def _count(value: object) -> int:
 
 
 def _short(text: str) -> str:
-    return storable(textwrap.shorten(text, QUOTED))
+    """What a service said, for ledger and screen; some quote the key that they were given."""
+    key = os.environ.get("OPENAI_API_KEY")
+    return storable(textwrap.shorten(text.replace(key, "[key]") if key else text, QUOTED))

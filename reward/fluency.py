@@ -78,6 +78,11 @@ def _strange(word: str) -> float:
     return 0.25
 
 
+def is_common(word: str) -> bool:
+    """Return whether a word in small letters, or its stem, is in the list of common words."""
+    return stem(word) in _known()
+
+
 def _is_known(word: str) -> bool:
     known = _known()
     base = stem(word)

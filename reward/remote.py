@@ -26,6 +26,7 @@ from reward.evaluator import Assessment, PartlyAssessed
 from reward.forecast import Forecast, forecast
 from reward.ledger import Answer, Ledger, memory_ledger, open_ledger
 from reward.questions import Interview, Plan
+from reward.redact import outgoing
 from reward.rubric import Rubric
 from reward.service import Pace, Service
 from sft.candidates import Candidate
@@ -112,6 +113,7 @@ class OpenAIEvaluator:
             UserError: another process works with the ledger.
             StorageError: the ledger cannot be written.
         """
+        prompts, candidates = outgoing(self.service, prompts, candidates)
         made: dict[str, Assessment] = {}
         with self._opened() as ledger:
             try:
@@ -132,6 +134,7 @@ class OpenAIEvaluator:
 
     def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
         """What would be asked and what it would cost; nobody is called."""
+        prompts, candidates = outgoing(self.service, prompts, candidates)
         way = self._asking.ways()[0]
         if self.ledger and self.ledger.is_file():
             with open_ledger(self.ledger) as ledger:

@@ -19,12 +19,13 @@ from typing import Any
 from reward.client import Client, Unread
 from reward.forecast import Forecast, forecast
 from reward.ledger import Answer, open_ledger
+from reward.redact import Veil, hidden, veil_for
 from reward.service import Pace, Request, Service
 from reward.shards import LEDGER
 from sft import lineage
 from sft.candidates import Candidate, Generated, Sampling
 from sft.chat import system_prompt
-from sft.data import Prompt
+from sft.data import Message, Prompt
 from sft.files import CheckFailed, UserError, short_hash, to_json
 from sft.progress import Progress
 from sft.recipe import Recipe
@@ -45,6 +46,7 @@ class _Wanted:
     prompt: Prompt
     k: int
     request: Request
+    veil: Veil | None  # what was taken out of the prompt, to be put back into the reply
 
 
 class ServedPolicy:
@@ -111,13 +113,16 @@ class ServedPolicy:
 
     def _wanted(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[_Wanted]:
         return [
-            _Wanted(prompt, k, self._request(prompt, k, sampling))
+            _Wanted(prompt, k, self._request(prompt.id, messages, k, sampling), veil)
             for prompt in prompts
+            for veil in (veil_for(self.service, prompt),)
+            for messages in (hidden(veil, prompt),)
             for k in range(sampling.k)
         ]
 
-    def _request(self, prompt: Prompt, k: int, sampling: Sampling) -> Request:
-        messages = [dict(message) for message in prompt.messages]
+    def _request(
+        self, prompt_id: str, messages: list[Message], k: int, sampling: Sampling
+    ) -> Request:
         if self._system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._system}, *messages]
         body: dict[str, Any] = {
@@ -127,7 +132,7 @@ class ServedPolicy:
             "seed": sampling.seed + k,
         }
         limit = sampling.max_new_tokens
-        about = to_json(["reply", self.service.model, self._name, prompt.id, limit, body])
+        about = to_json(["reply", self.service.model, self._name, prompt_id, limit, body])
         key = hashlib.sha256(about.encode("utf-8", "replace")).hexdigest()[:32]
         example = " word" * min(TYPICAL_TOKENS, limit)
         return Request(key, lambda tokens: body | {"max_completion_tokens": tokens}, limit, example)
@@ -148,6 +153,7 @@ class ServedPolicy:
 
     def _candidate(self, wanted: _Wanted, answer: Answer, sampling: Sampling) -> Candidate:
         text = answer.text.strip()
+        text = wanted.veil.restore(text) if wanted.veil else text
         about = [self._name, wanted.prompt.id, vars(sampling), wanted.k, text]
         return Candidate(
             id="c-" + short_hash(about),

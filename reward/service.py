@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from reward.budget import Prices
 from sft.files import EvaluatorStopped, UserError
-from sft.service_settings import ServiceSection
+from sft.service_settings import OPENAI, ServiceSection, host_of, is_local
 
-OPENAI = "https://api.openai.com/v1"
 LOCAL_KEY = "none"  # local servers want some key
 BATCH_PRICE = 0.5  # OpenAI's Batch API, as a share of the usual price
 
@@ -28,6 +29,8 @@ class Service:
         prices: None = unknown.
         max_cost: most US dollars that its ledger may have cost; None = no limit.
         batch: whether to use the Batch API.
+        redact_names: how names are found in what is sent, see `reward.names`.
+        redact_local: whether personal data are taken out although it is on this machine.
     """
 
     model: str
@@ -37,6 +40,8 @@ class Service:
     prices: Prices | None = None
     max_cost: float | None = None
     batch: bool = False
+    redact_names: Literal["rules", "presidio"] = "rules"
+    redact_local: bool = False
 
     def __post_init__(self) -> None:
         if self.max_cost is not None and self.prices is None:
@@ -61,12 +66,40 @@ class Service:
             prices,
             section.max_cost,
             batch,
+            section.redact_names,
+            section.redact_local,
         )
+
+    @classmethod
+    def allowed(cls, model: str, base_url: str | None, allow_remote: str | None) -> Service:
+        """The service that a command line names, without a recipe.
+
+        Raises:
+            UserError: it is not on this machine, and `allow_remote` (hosts, a,b) does not name it.
+        """
+        try:
+            hosts = allow_remote.split(",") if allow_remote else []
+            section = ServiceSection(base_url=base_url, allow_remote=hosts)
+        except ValidationError as error:
+            raise UserError(f"--allow_remote: {error.errors()[0]['msg']}") from None
+        if host := section.unasked_host():
+            raise UserError(f"this would send conversations to {host}: say --allow_remote {host}")
+        return cls.of(section, model)
 
     @property
     def url(self) -> str:
         """Its address."""
         return self.base_url or OPENAI
+
+    @property
+    def host(self) -> str:
+        """The machine that it is on."""
+        return host_of(self.url)
+
+    @property
+    def redacts(self) -> bool:
+        """Whether personal data are taken out of what is sent: always where that leaves here."""
+        return self.redact_local or not is_local(self.url)
 
     @property
     def name(self) -> str:

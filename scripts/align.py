@@ -19,11 +19,18 @@ import fit_reward
 import generate
 import pair
 import ppo
+import refine
 import score
 
 from sft import config, runs
 
-ROUND = (("candidates", generate), ("scores", score), ("pairs", pair), ("dpo", dpo))
+ROUND = (
+    ("candidates", generate),
+    ("scores", score),
+    ("refine", refine),
+    ("pairs", pair),
+    ("dpo", dpo),
+)
 REWARD = (("candidates", generate), ("scores", score), ("reward", fit_reward))
 
 
@@ -36,7 +43,8 @@ def main(argv: list[str]) -> None:
         steps += [(name, module, 1) for name, module in (*needed, ("ppo", ppo))]
     else:
         rounds = range(1, recipe.rounds + 1)
-        steps += [(name, module, round) for round in rounds for name, module in ROUND]
+        stages = [each for each in ROUND if each[1] is not refine or recipe.pair.refined]
+        steps += [(name, module, round) for round in rounds for name, module in stages]
     steps += [("evaluation", evaluate_policy, 1), ("export", export, 1)]
     started = time.monotonic()
     for number, (name, module, round) in enumerate(steps, 1):

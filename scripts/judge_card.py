@@ -1,12 +1,11 @@
 """The judge card: what an evaluator is worth against people's labels, as one page and as JSON.
 
 python scripts/judge_card.py --data answers.jsonl
-python scripts/judge_card.py --data grades.csv --evaluator openai --model NAME --allow_remote
+python scripts/judge_card.py --data grades.csv --evaluator openai --model NAME --allow_remote HOST
 """
 
 import argparse
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from reward.asking import Asking
 from reward.evaluators import make_evaluator
@@ -18,7 +17,6 @@ from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from reward.service import Service
 from sft.files import UserError, write_json
 from sft.runs import Progress, run_script
-from sft.service_settings import LOCAL_HOSTS, ServiceSection
 
 
 def arguments() -> argparse.Namespace:
@@ -37,24 +35,22 @@ def arguments() -> argparse.Namespace:
     add("--base_url", help="address of the service; default: OpenAI's own")
     add("--ask", choices=["one", "together"], default="one", help="as score.ask (openai only)")
     add("--repeats", type=int, default=1, help="as score.repeats (openai only); >= 1")
-    add("--allow_remote", action="store_true", help="labelled texts may leave this machine")
+    add("--allow_remote", metavar="HOST", help="hosts that labelled texts may be sent to, a,b")
     add("--probes", type=int, default=40, help="prompts probed by order, padding, attacks; >= 1")
     add("--out", type=Path, default=Path("runs/judge_card"), help="folder of the card")
     args = parser.parse_args()
     if min(args.probes, args.repeats) < 1:
         raise UserError(f"--probes {args.probes}, --repeats {args.repeats}: at least 1 each")
-    host = urlsplit(args.base_url or "https://api.openai.com").hostname
-    if args.evaluator == "openai" and host not in LOCAL_HOSTS and not args.allow_remote:
-        raise UserError(f"this would send the labelled texts to {host}: say --allow_remote")
     return args
 
 
 def main() -> None:
     """Measure, print the table and write the page and the JSON."""
     args = arguments()
+    service = None
+    if args.evaluator == "openai" and args.model:
+        service = Service.allowed(args.model, args.base_url, args.allow_remote)
     labels = load_labels(args.data, load_rubric(Path(args.rubric or DEFAULT_RUBRIC)))
-    section = ServiceSection(base_url=args.base_url, allow_remote=args.allow_remote)
-    service = Service.of(section, args.model) if args.model else None
     asking = Asking(args.ask, args.repeats, structured="auto")
     # Without a ledger: a repeat that reads a stored answer would tell nothing.
     evaluator = make_evaluator(args.evaluator, rubric=args.rubric, service=service, asking=asking)

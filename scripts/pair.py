@@ -9,6 +9,7 @@ import sys
 
 from reward.evaluator import Assessment
 from reward.pairs import balance_line, make_pairs, pairs_line, tie_line
+from reward.refine import refined_pairs
 from sft import config, runs
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -25,6 +26,8 @@ def main(argv: list[str]) -> None:
         "candidates": candidates / "candidates.jsonl",
         "assessments": runs.stage_folder(recipe, "scores", recipe.round) / "assessments.jsonl",
     }
+    if recipe.pair.refined:
+        inputs["refined"] = runs.stage_folder(recipe, "refine", recipe.round) / "pairs.jsonl"
     settings = recipe.settings("pair")
     opened = runs.open_stage(recipe, "pairs", config=settings, inputs=inputs, round=recipe.round)
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
@@ -48,12 +51,14 @@ def main(argv: list[str]) -> None:
         ):
             listed = " + ".join(f"{n} {reason}" for reason, n in counts.most_common())
             stage.say(f"  {what}: {listed} = {sum(counts.values())}")
-        if not result.pairs:
+        refined = refined_pairs(inputs["refined"]) if recipe.pair.refined else []
+        stage.say(f"{len(refined)} more of rewritten replies")
+        if not (result.pairs or refined):
             why = stage.path("dropped.json")
             raise UserError(f"no pair is left: {why} has the reasons; try a smaller --margin")
-        write_rows(stage.path("pairs.jsonl"), result.pairs)
+        write_rows(stage.path("pairs.jsonl"), [*result.pairs, *refined])
         by_rule = {f"pairs/{rule}": n for rule, n in result.by_rule.items()}
-        stage.log({"pairs": len(result.pairs), **by_rule})
+        stage.log({"pairs": len(result.pairs), "refined": len(refined), **by_rule})
         sides = [
             [p.chosen[0]["content"], p.rejected[0]["content"], p.margin, p.rule]
             for p in result.pairs[:100]
@@ -61,7 +66,8 @@ def main(argv: list[str]) -> None:
         track.table("pairs", ["chosen", "rejected", "margin", "rule"], sides)
         made_from = [inputs["candidates"], inputs["assessments"]]
         track.artifact(stage.path("pairs.jsonl"), "dataset", uses=made_from)
-        stage.finish(["pairs.jsonl", "dropped.json"], **result.report())
+        outputs = ["pairs.jsonl", "dropped.json"]
+        stage.finish(outputs, **result.report(), refined=len(refined))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class Candidate:
             numbers come from a hash of the sampling's seed and the batch's prompts.
         stop: "eos" where the reply ended by itself, "length" where it was cut off.
         borrowed: written to another prompt (see `borrow`): never an example to follow.
+        refined_from: id of the reply that this one rewrites; None = written at once.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Candidate:
     seed: int
     stop: Literal["eos", "length"]
     borrowed: bool = False
+    refined_from: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from sft.judging_settings import EMBEDDED, member
 from sft.sections import EvaluateSection, ScoreSection
-from sft.service_settings import LOCAL_HOSTS
+from sft.service_settings import LOCAL_HOSTS, host_of
 
 Problem = tuple[tuple[str, ...], str]
 
@@ -65,13 +63,13 @@ def _panel(score: ScoreSection, evaluate: EvaluateSection) -> list[Problem]:
     asked: list[str | None] = [None] if score.evaluator == "openai" else []
     asked += [address for model, address in others if model != EMBEDDED]
     urls = [address or score.base_url or "https://api.openai.com" for address in asked]
-    hosts = {urlsplit(url).hostname for url in urls} - {*LOCAL_HOSTS}
-    if hosts and not score.allow_remote:
-        text = f"this would send conversations to {', '.join(sorted(map(str, hosts)))}: allow it"
+    hosts = {host_of(url) for url in urls} - {*LOCAL_HOSTS}
+    if unasked := ",".join(sorted(hosts - {*score.allow_remote})):
+        text = f"this would send conversations to {unasked}: say score.allow_remote {unasked}"
         found.append((("score.panel", "score.allow_remote"), text))
     if len(hosts) > 1:
         text = (
-            f"the key in OPENAI_API_KEY would go to {' and '.join(sorted(map(str, hosts)))}: judges"
+            f"the key in OPENAI_API_KEY would go to {' and '.join(sorted(hosts))}: judges"
             " on other machines have to be at one host"
         )
         found.append((("score.panel", "score.base_url"), text))

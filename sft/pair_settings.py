@@ -1,13 +1,13 @@
-"""The settings of the pair stage: which candidates are paired, and what keeps them apart."""
+"""The settings of pairs: which candidates are paired, what keeps them apart, what is rewritten."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sft.sections import Count, Share
-from sft.service_settings import Section
+from sft.service_settings import Positive, Section
 
 LONGER = 1.5  # times as many words, from which a chosen reply counts as much longer
 
@@ -46,3 +46,25 @@ class PairSection(Section):
         description="Jaccard similarity of three-word shingles from which two replies to a prompt "
         "count as one, above 0; 1 = the same words; 0 = off",
     )
+    refined: bool = Field(
+        default=False,
+        description="train on the pairs of the refine stage too (rewritten against first replies); "
+        "false = leave them",
+    )
+
+
+class RefineSection(Section):
+    """Critique and refine: the policy rewrites a reply by what the evaluator said of it."""
+
+    passes: Annotated[int, Field(ge=1, le=5)] = Field(
+        default=2, description="times a reply is rewritten at most, 1 to 5"
+    )
+    max_words: Positive = Field(
+        default=150, description="words of a rewritten reply at most; longer ones are dropped"
+    )
+    longer_costs: Share = Field(
+        default=0.2,
+        description="quality (0 to 1) that each doubling of the words has to gain, from 1.25 times "
+        "as long on; what wins by safety owes nothing; 0 = off",
+    )
+    n_prompts: Count = Field(default=0, description="prompts whose reply is rewritten; 0 = all")

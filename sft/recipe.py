@@ -8,13 +8,12 @@ from __future__ import annotations
 import random
 from difflib import get_close_matches
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from sft.hub import known_config, too_long
 from sft.judges import judging_problems
-from sft.pair_settings import LONGER, PairSection
+from sft.pair_settings import LONGER, PairSection, RefineSection
 from sft.plan_settings import PlanSection
 from sft.ppo_settings import PpoSection
 from sft.reward_settings import RewardSection
@@ -30,7 +29,7 @@ from sft.sections import (
     ScoreSection,
     Share,
 )
-from sft.service_settings import LOCAL_HOSTS, PartsSection, Positive, Section, ServiceSection
+from sft.service_settings import PartsSection, Positive, Section, ServiceSection
 from sft.trainer_fields import CONFIGS, trainer_fields
 
 Problem = tuple[tuple[str, ...], str]
@@ -108,6 +107,7 @@ class Recipe(Section):
     finetune: FinetuneSection = FinetuneSection()
     generate: GenerateSection = GenerateSection()
     score: ScoreSection = ScoreSection()
+    refine: RefineSection = RefineSection()
     pair: PairSection = PairSection()
     reward: RewardSection = RewardSection()
     dpo: DpoSection = DpoSection()
@@ -161,10 +161,8 @@ def _services(r: Recipe) -> list[Problem]:
     found: list[Problem] = []
     same = r.evaluate.judge == r.score.evaluator
     if same and (r.evaluate.judge != "openai" or r.evaluate.judge_model == r.score.evaluator_model):
-        text = (
-            "what judged the training data may not judge the result: choose another judge"
-            " (practice-clinic, embedded, or another judge_model)"
-        )
+        text = "what judged the training data may not judge the result: choose another judge"
+        text += " (practice-clinic, embedded, or another judge_model)"
         found.append((("evaluate.judge", "score.evaluator"), text))
     asked: tuple[tuple[str, ServiceSection, str, str, str | None, str], ...] = (
         ("generate", r.generate, r.generate.backend, "backend", r.generate.served_model,
@@ -180,12 +178,9 @@ def _services(r: Recipe) -> list[Problem]:
         if model is None:
             text = f"{who_field} openai needs {name}.{model_field}: which model shall it ask?"
             found.append(((f"{name}.{who_field}", f"{name}.{model_field}"), text))
-        address = urlsplit(section.base_url or "https://api.openai.com")
-        if address.hostname not in LOCAL_HOSTS and not section.allow_remote:
-            text = (
-                f"this would send conversations to {address.hostname}: say {name}.allow_remote true"
-                " where you may do so, or name a service on this machine in base_url"
-            )
+        if host := section.unasked_host():
+            text = f"this would send conversations to {host}: say {name}.allow_remote {host}"
+            text += " where you may do so, or name a service on this machine in base_url"
             found.append(((f"{name}.base_url", f"{name}.allow_remote"), text))
     return found
 

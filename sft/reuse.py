@@ -21,6 +21,7 @@ SCRIPTS = {
     "finetune": "finetune",
     "candidates": "generate",
     "scores": "score",
+    "refine": "refine",
     "pairs": "pair",
     "reward": "fit_reward",
     "dpo": "dpo",

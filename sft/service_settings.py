@@ -6,12 +6,27 @@ settings (`sft.sections`), the service itself (`reward.service`).
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Positive = Annotated[int, Field(ge=1)]
+OPENAI = "https://api.openai.com/v1"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+def host_of(url: str) -> str:
+    """The host in an address, in small letters; "" where it has none.
+
+    Example: `host_of("http://LocalHost:8000/v1") == "localhost"`.
+    """
+    return urlsplit(url).hostname or ""
+
+
+def is_local(url: str) -> bool:
+    """Whether an address is on this machine."""
+    return host_of(url) in LOCAL_HOSTS
 
 
 class Section(BaseModel):
@@ -28,8 +43,18 @@ class ServiceSection(Section):
     base_url: str | None = Field(
         default=None, description="address of the service; null = OpenAI's own"
     )
-    allow_remote: bool = Field(
-        default=False, description="conversations may be sent to another machine; false = refuse"
+    allow_remote: list[str] = Field(
+        default=[], description="hosts that conversations may be sent to: a.org,b.org; [] = none"
+    )
+    redact_names: Literal["rules", "presidio"] = Field(
+        default="rules",
+        description="how names are found in what is sent: rules = where a text introduces or "
+        "addresses somebody; presidio = also by Presidio (pip install '.[presidio]')",
+    )
+    redact_local: bool = Field(
+        default=False,
+        description="take out names, addresses and numbers for services on this machine too; "
+        "false = for all others, always",
     )
     max_in_flight: Positive = Field(
         default=32, description="most calls on the wire at once, at least 1; fewer when overloaded"
@@ -44,6 +69,26 @@ class ServiceSection(Section):
     max_cost: float | None = Field(
         default=None, ge=0, description="most US dollars its ledger may have cost; null = no limit"
     )
+
+    @field_validator("allow_remote", mode="before")
+    @classmethod
+    def _hosts(cls, value: object, info: ValidationInfo) -> object:
+        hosts = value.split(",") if isinstance(value, str) else value
+        if isinstance(hosts, list):
+            hosts = [str(host).strip().lower() for host in hosts]
+        if isinstance(hosts, bool) or hosts in (["true"], ["false"]):
+            host = host_of(info.data.get("base_url") or OPENAI)
+            raise ValueError(f"it names hosts: write allow_remote {host}, or leave it out")
+        if not isinstance(hosts, list):
+            return hosts
+        if wrong := [host for host in hosts if not host or "/" in host or host.count(":") == 1]:
+            raise ValueError(f"'{wrong[0]}': the host alone, without https://, port and path")
+        return hosts
+
+    def unasked_host(self) -> str | None:
+        """The host that conversations would go to though nobody allowed it; None = none."""
+        url = self.base_url or OPENAI
+        return None if is_local(url) or host_of(url) in self.allow_remote else host_of(url)
 
 
 # Settings of a service that shape no result: when they change, the result stays.

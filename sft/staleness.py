@@ -16,16 +16,23 @@ from sft.reuse import SCRIPTS, read_manifest, stage_folder
 
 # Stages of a round in order: the name of an input, and the stage and file that it is, or None for
 # the adapter that the round starts from.
+OPTIONAL = "refined"  # input that a stage may do without
 LINKS: dict[str, dict[str, tuple[str, str] | None]] = {
     "candidates": {"adapter": None},
     "scores": {
         "prompts": ("candidates", "prompts.jsonl"),
         "candidates": ("candidates", "candidates.jsonl"),
     },
+    "refine": {
+        "adapter": None,
+        "candidates": ("candidates", "candidates.jsonl"),
+        "assessments": ("scores", "assessments.jsonl"),
+    },
     "pairs": {
         "prompts": ("candidates", "prompts.jsonl"),
         "candidates": ("candidates", "candidates.jsonl"),
         "assessments": ("scores", "assessments.jsonl"),
+        "refined": ("refine", "pairs.jsonl"),
     },
     "dpo": {"adapter": None, "pairs": ("pairs", "pairs.jsonl")},
 }
@@ -52,7 +59,7 @@ def why_stale(recipe: Recipe, last: int, start: Path | None) -> str | None:
                 if made_from_another(folder, name, source):
                     return (
                         f"{folder} was made from another {name} than {source or 'the base itself'} "
-                        f"as it is now. {_again(stage, number, last)}"
+                        f"as it is now. {_again(recipe, stage, number, last)}"
                     )
         start = stage_folder(recipe, "dpo", number) / "adapter"
     return None
@@ -64,6 +71,8 @@ def made_from_another(folder: Path, name: str, source: Path | None) -> bool:
     if manifest is None:
         return False  # cleared away, or never made here: nothing is known of it
     known = manifest["inputs"].get(name)
+    if name == OPTIONAL and known is None:
+        return False
     if source is None or known is None:
         return (source is None) != (known is None)
     if not source.exists():
@@ -71,8 +80,9 @@ def made_from_another(folder: Path, name: str, source: Path | None) -> bool:
     return bool(known["sha256"] != sha256_of(source))
 
 
-def _again(stage: str, number: int, last: int) -> str:
-    stages = list(LINKS)
+def _again(recipe: Recipe, stage: str, number: int, last: int) -> str:
+    refines = recipe.pair.refined or stage == "refine"
+    stages = [each for each in LINKS if refines or each != "refine"]
     steps = [(number, each) for each in stages[stages.index(stage) :]]
     steps += [(later, each) for later in range(number + 1, last + 1) for each in stages]
     said = ", ".join(f"scripts/{SCRIPTS[each]}.py --round {n}" for n, each in steps)

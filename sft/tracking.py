@@ -42,6 +42,7 @@ NAMES = {
     "finetune/adapter": "adapter-sft",
     "candidates/candidates.jsonl": "candidates",
     "scores/assessments.jsonl": "assessments",
+    "refine/pairs.jsonl": "refined-pairs",
     "pairs/pairs.jsonl": "pairs",
     "reward/adapter": "adapter-reward",
     "dpo/adapter": "adapter-dpo",

@@ -161,13 +161,20 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"evaluate": {"judge": "embedded"}}, "may not judge the result"),
     (
         {
-            "score": {"evaluator": "openai", "evaluator_model": "m", "allow_remote": True},
-            "evaluate": {"judge": "openai", "judge_model": "m", "allow_remote": True},
+            "score": {
+                "evaluator": "openai",
+                "evaluator_model": "m",
+                "allow_remote": "api.openai.com",
+            },
+            "evaluate": {"judge": "openai", "judge_model": "m", "allow_remote": "api.openai.com"},
         },
         "may not judge the result",
     ),
     ({"score": {"evaluator": "openai"}}, "evaluator openai needs score.evaluator_model"),
-    ({"score": {"evaluator": "openai", "evaluator_model": "m"}}, "to api.openai.com: say score."),
+    (
+        {"score": {"evaluator": "openai", "evaluator_model": "m"}},
+        "to api.openai.com: say score.allow_remote api.openai.com",
+    ),
     ({"round": 3, "rounds": 2}, "round 3 of 2"),
     ({"crisis_share": 0.7, "elevated_share": 0.5}, "0.7 + 0.5 = 1.2"),
     ({"prompts": "a.jsonl", "held_out": "a.jsonl"}, "may not be the training prompts"),
@@ -277,8 +284,39 @@ def test_what_looks_impossible_and_is_not() -> None:
     Recipe(run="x", rounds=2, round=2, model={"lora_dropout": 0.1})
     local = {"evaluator": "openai", "evaluator_model": "m", "base_url": "http://localhost:8000/v1"}
     Recipe(run="x", score=local)
-    far = {"judge": "openai", "judge_model": "n", "allow_remote": True}
+    far = {"judge": "openai", "judge_model": "n", "allow_remote": "api.openai.com"}
     Recipe(run="x", score=local, evaluate=far)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--allow_remote", "true"], "write allow_remote judge.example.org, or leave it out"),
+        (["--allow_remote"], "--allow_remote: needs a value"),
+        (["--allow_remote", "https://judge.example.org/v1"], "the host alone, without https://"),
+        (["--allow_remote", "judge.example.org:443"], "the host alone, without https://, port"),
+        (["--allow_remote", "example.org"], "say score.allow_remote judge.example.org"),
+        ([], "say score.allow_remote judge.example.org"),
+    ],
+)
+def test_a_host_that_is_not_local_has_to_be_named(argv: list[str], said: str) -> None:
+    url = "https://Judge.Example.org:443/v1"
+    text = mistakes(*FAR, "--base_url", url, *argv, stage="score")
+    assert said in text
+
+
+FAR = ("--run", "x", "--evaluator", "openai", "--evaluator_model", "m")
+
+
+def test_several_hosts_may_be_named_and_the_one_that_is_called_is_among_them() -> None:
+    argv = [*FAR, "--base_url", "https://b.example.org/v1", "--allow_remote"]
+    section = load([*argv, "a.example.org, B.example.org"], "score", "").score
+    assert section.allow_remote == ["a.example.org", "b.example.org"]
+    assert "to b.example.org: say score." in mistakes(*argv, "a.example.org", stage="score")
+    again = Recipe(run="x", score={"allow_remote": "a.example.org,b.example.org"})
+    assert again.score.allow_remote == section.allow_remote
+    with pytest.raises(ValidationError, match=r"write allow_remote api\.openai\.com"):
+        Recipe(run="x", score={"allow_remote": True})
 
 
 @pytest.mark.parametrize(
@@ -369,7 +407,7 @@ def test_a_recipe_does_not_change_and_gives_plain_values() -> None:
 
 def test_sections_are_models_of_their_own() -> None:
     assert set(sections()) == {
-        "model", "finetune", "generate", "score", "pair", "reward", "dpo", "evaluate",
+        "model", "finetune", "generate", "score", "refine", "pair", "reward", "dpo", "evaluate",
         "export", "ppo", "plan",
     }  # fmt: skip
     assert all(issubclass(kind, BaseModel) for kind in sections().values())

@@ -530,3 +530,62 @@ def test_the_live_line_says_all_that_a_user_waits_for(path):
             line = bar.line(2.0)
     assert line.startswith("scores: 4/4 candidates (100%), 2/s, 0 s left, $0.0")
     assert line.endswith("of $9 spent, 3 x 429, 25.0% unscored")
+
+
+# --- what a filter turned down, and calls that are sent elsewhere --------------------------------
+
+FILTERED = {"error": {"message": "filtered", "code": "content_filter", "type": None}}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(400, FILTERED),
+        Reply(403, FILTERED),
+        Reply(400, {"error": {"message": "filtered", "type": "content_filter"}}),
+        Reply(200, FILTERED),
+        Reply(200, completion(None, finish="content_filter")),
+    ],
+)
+def test_what_a_content_filter_turned_down_is_refused_once_and_for_all(path, reply):
+    prices = Prices(1.0, 4.0)
+
+    def filter_one(n: int, call: Call) -> Reply | None:
+        return reply if "day 1?" in text_of(call) else None
+
+    with judged_by(filter_one, path, prices=prices, max_cost=1.0) as (judge, evaluator):
+        found = score(evaluator, 3)
+        assert [a.unscored for a in found] == [None, "refused", None]
+        assert set(judge.calls.values()) == {1}
+    with open_ledger(path) as ledger:
+        assert ledger.tokens()[0] == 3 and ledger.outcomes() == {}
+        assert ledger.spent() > 0.0
+        spent = ledger.spent()
+    # Neither asked again nor made into a number, by another run or by reading the answers anew.
+    with judged_by(lambda n, call: None, path, prices=prices, max_cost=1.0) as (judge, evaluator):
+        again = score(evaluator, 3)
+        assert [a.unscored for a in again] == [None, "refused", None]
+        assert not judge.calls
+    offline = OpenAIEvaluator(RUBRIC, Service("judge"), ledger=path, offline=True)
+    assert [a.unscored for a in score(offline, 3)] == [None, "refused", None]
+    with open_ledger(path) as ledger:
+        assert ledger.spent() == spent
+
+
+def test_a_filter_that_turns_everything_down_is_no_mistake_in_the_settings(path):
+    with judged_by(lambda n, call: Reply(400, FILTERED), path) as (_, evaluator):
+        assert {a.unscored for a in score(evaluator, 30)} == {"refused"}
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("proxied", [False, True])
+def test_conversations_follow_no_redirect(path, status, proxied, monkeypatch):
+    elsewhere = Faulty(lambda n, call: None)
+    if proxied:  # the SDK's own transport is used then
+        monkeypatch.setattr("reward.call.needs_proxy", lambda url: True)
+    with rehearsal.running(elsewhere) as other:
+        away = Reply(status, b"", {"location": f"{other}/chat/completions"})
+        refused = pytest.raises(EvaluatorStopped, match=r"follow no redirect; give base_url")
+        with judged_by(lambda n, call: away, path) as (_, evaluator), refused:
+            score(evaluator, 2)
+        assert not elsewhere.calls

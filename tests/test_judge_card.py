@@ -583,4 +583,4 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert made["replies"] == 6 and made["evaluator"] == EmbeddedEvaluator.name
     assert (tmp_path / "out" / "card.html").is_file()
     refused = call("--evaluator", "openai", "--model", "m")
-    assert refused.returncode == 2 and "say --allow_remote" in refused.stderr
+    assert refused.returncode == 2 and "say --allow_remote api.openai.com" in refused.stderr

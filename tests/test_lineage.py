@@ -86,6 +86,24 @@ def test_a_second_round_done_again_in_part_is_stale_from_there(recipe: Recipe) -
     assert "overwrite true: scripts/pair.py --round 2, scripts/dpo.py --round 2" in text
 
 
+def test_rewritten_replies_count_where_pairs_were_made_of_them(recipe: Recipe) -> None:
+    candidates = stage_folder(recipe, "candidates", 2) / "candidates.jsonl"
+    scores = stage_folder(recipe, "scores", 2) / "assessments.jsonl"
+    judged = {"candidates": candidates, "assessments": scores}
+    adapter = {"adapter": stage_folder(recipe, "dpo", 1) / "adapter"}
+    refined = write(recipe, "refine", adapter | judged, "pairs.jsonl", "first", 2)
+    lineage.policy_adapter(recipe)  # the pairs know nothing of them, and need not
+    chosen = judged | {"prompts": candidates.with_name("prompts.jsonl"), "refined": refined}
+    pairs = write(recipe, "pairs", chosen, "pairs.jsonl", "both", 2)
+    write(recipe, "dpo", adapter | {"pairs": pairs}, "adapter", "both", 2)
+    lineage.policy_adapter(recipe)
+    write(recipe, "refine", adapter | judged, "pairs.jsonl", "second", 2)
+    text = said(recipe)
+    assert "round-2/pairs was made from another refined than" in text
+    write(recipe, "refine", judged, "pairs.jsonl", "second", 2)
+    assert "true: scripts/refine.py --round 2, scripts/pair.py --round 2" in said(recipe)
+
+
 def test_a_new_sft_adapter_makes_every_round_stale(recipe: Recipe) -> None:
     write(recipe, "finetune", {}, "adapter", "other")
     text = said(recipe)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +29,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward.model import RewardModel
+from reward.pairs import Pair
 from sft import config, hub, lineage
 from sft import model as models
 from sft.candidates import Candidate
@@ -45,6 +46,7 @@ STAGES = {  # script: folder
     "finetune": "finetune",
     "generate": "candidates",
     "score": "scores",
+    "refine": "refine",
     "pair": "pairs",
     "fit_reward": "reward",
     "dpo": "dpo",
@@ -59,6 +61,7 @@ SMALL = shlex.split("""
     --generate.n_prompts 8 --generate.num_return_sequences 6 --generate.max_new_tokens 96
     --generate.n_borrowed 2
     --generate.batch_size 48
+    --refine.passes 1 --pair.refined true
     --pair.strategy all --pair.margin 0
     --reward.max_steps 3 --reward.warmup_steps 0 --reward.learning_rate 1e-3
     --reward.per_device_train_batch_size 4 --reward.gradient_accumulation_steps 1
@@ -136,7 +139,9 @@ def test_every_stage_finishes_with_its_manifest_and_figures(run: Run) -> None:
     assert "16 borrowed from messages of another risk" in said["generate"]
     assert "48 candidates judged by embedded-6" in said["score"]
     assert "beside them 16 borrowed" in said["score"]
+    assert re.search(r"pass 1: .* = 8 rewritten", said["refine"])
     assert "against borrowed replies) + " in said["pair"]
+    assert "more of rewritten replies" in said["pair"]
     assert re.search(
         r"\d prompts to learn from: .* \d+ borrowed; \d+ comparisons", said["fit_reward"]
     )
@@ -147,6 +152,32 @@ def test_every_stage_finishes_with_its_manifest_and_figures(run: Run) -> None:
     assert largest is not None and float(largest[1]) < 1e-6
     assert "Unsafe replies: crisis" in said["evaluate_policy"]
     assert "Merged model: Largest difference" in said["export"]
+
+
+def test_pairs_of_rewritten_replies_are_trained_on_only_if_asked(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    sampled = {c.id for c in read_rows(copied.stage("generate") / "candidates.jsonl", Candidate)}
+    made = read_rows(copied.stage("refine") / "candidates.jsonl", Candidate)
+    assert made and {c.refined_from for c in made} <= sampled
+    assert not {c.id for c in made} & sampled
+    before = read_rows(copied.stage("pair") / "pairs.jsonl", Pair)
+    pair = replace(before[0], chosen_id=made[0].id, chosen=[{"role": "assistant", "content": "x"}])
+    write_rows(copied.stage("refine") / "pairs.jsonl", [pair])
+    said = call(scripts, "pair", copied.flags("--overwrite", "true"))
+    assert "1 more of rewritten replies" in said
+    assert read_rows(copied.stage("pair") / "pairs.jsonl", Pair)[-1] == pair
+    call(scripts, "pair", copied.flags("--pair.refined", "false", "--overwrite", "true"))
+    left = read_rows(copied.stage("pair") / "pairs.jsonl", Pair)
+    assert pair not in left and len(left) >= len(before) - 8
+
+
+def test_replies_are_rewritten_in_one_process(
+    copied: Run, scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="refine works in one process"):
+        call(scripts, "refine", copied.flags())
 
 
 def test_the_lineage_is_in_the_manifests(run: Run) -> None:
