@@ -21,7 +21,7 @@ from trl import DPOTrainer
 from reward.tree import Scored, TreeBatch, reason_against, score_tree
 from rlaif.preference import LOSSES, Ratios
 from sft.config import DpoSection
-from sft.train import TrainerRules
+from sft.trainer_rules import TrlRules
 
 
 def reason_for_pairs(
@@ -48,7 +48,7 @@ class Totals(NamedTuple):
     winners: int  # replies that are chosen in some pair
 
 
-class TreeTrainer(TrainerRules, DPOTrainer):
+class TreeTrainer(TrlRules, DPOTrainer):
     """TRL's trainer on packs instead of pairs; its options, metrics and checks stay.
 
     Attributes:

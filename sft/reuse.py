@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft import provenance
+from sft.checkpoints import FOLDER, steps
 from sft.files import ResultExists, UserError, read_json, sha256_of, to_json
 from sft.progress import duration
 from sft.recipe import Recipe
@@ -16,7 +17,10 @@ from sft.service_settings import SERVICE_ONLY
 
 MANIFEST = "manifest.json"
 # Settings that say where and how loudly, not what: a change of them leaves a result as it is.
-NO_EFFECT = frozenset({"run", "runs_dir", "rounds", "round", "tracking", "log_text", "overwrite"})
+NO_EFFECT = frozenset(
+    {"run", "runs_dir", "rounds", "round", "tracking", "log_text", "overwrite", "resume"}
+)
+NO_EFFECT_IN_SECTIONS = SERVICE_ONLY | {"save_every"}
 SCRIPTS = {
     "finetune": "finetune",
     "candidates": "generate",
@@ -80,14 +84,15 @@ def new_manifest(
 
 
 def finished_result(
-    folder: Path, now: Mapping[str, Any], *, overwrite: bool
+    folder: Path, now: Mapping[str, Any], *, overwrite: bool, resume: bool
 ) -> dict[str, Any] | None:
     """The manifest of the result that `now` asks for where it is there; None = (re)start the stage.
 
-    Says on stdout what was found; writes nothing.
+    Says on stdout what was found; writes nothing. With `resume` an unfinished stage that has
+    checkpoints goes on from them.
 
     Raises:
-        ResultExists: another result is there, or files that no stage wrote.
+        ResultExists: another result is there, checkpoints of one, or files that no stage wrote.
     """
     before = read_manifest(folder)
     if before is None:
@@ -97,7 +102,16 @@ def finished_result(
             )
         return None
     if before["status"] != "finished":
-        print(f"starting afresh: {folder} is unfinished ({before['status']})", flush=True)
+        goes_on = resume and steps(folder / FOLDER)
+        if goes_on and (differences := _differences(before, now)):
+            raise ResultExists(
+                f"{folder} is unfinished, and has checkpoints of other settings or inputs:\n  "
+                + "\n  ".join(differences)
+                + "\nTo go on from them, set that back. To start again without them: --resume "
+                "never. To keep them: --run <name>."
+            )
+        how = "going on" if goes_on else "starting afresh"
+        print(f"{how}: {folder} is unfinished ({before['status']})", flush=True)
         return None
     if overwrite:
         print(f"overwriting {folder}", flush=True)
@@ -118,6 +132,12 @@ def finished_result(
         if sha256_of(folder / name) != known:
             print(f"note: {folder / name} was changed since it was written; used as it is")
     return before
+
+
+def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings and contents of inputs by which two starts of a stage are the same."""
+    inputs = {name: each["sha256"] for name, each in manifest["inputs"].items()}
+    return {"settings": _relevant(manifest["config"], inputs), "inputs": inputs}
 
 
 def _check_input(recipe: Recipe, path: Path) -> None:
@@ -166,6 +186,6 @@ def _relevant(config: Mapping[str, Any], inputs: Iterable[str], prefix: str = ""
             continue
         if isinstance(value, Mapping) and value:
             flat |= _relevant(value, (), f"{prefix}{key}.")
-        elif not (prefix and key in SERVICE_ONLY):
+        elif not (prefix and key in NO_EFFECT_IN_SECTIONS):
             flat[f"{prefix}{key}"] = value
     return flat
