@@ -88,7 +88,8 @@ class TrainerRules(Trainer):
     _signature_columns: list[str] | None
     keeper: Keeper | None = None
     order: RowOrder | None = None
-    update: tuple[int, list[int]] = (-1, [])  # step, and the rows it has seen
+    batch_rows: Sequence[int] = ()  # of the micro-batch at work
+    update_rows: tuple[int, Sequence[int]] = (-1, ())  # steps done, and rows of the update at work
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         # TRL would render the conversations by its own rules, which neither drop old turns nor
@@ -122,21 +123,28 @@ class TrainerRules(Trainer):
         self.order = RowOrder(seed, len(rows), lengths, per_update)
         return self.order
 
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Trainer's own; the numbers of the rows, which are no input of a model, are kept here."""
+        if ROW in inputs:
+            step, before = self.state.global_step, self.update_rows
+            self.batch_rows = inputs.pop(ROW).tolist()
+            so_far = before[1] if before[0] == step else ()
+            self.update_rows = (step, [*so_far, *self.batch_rows])
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, forward and backward.
 
         Raises:
             CheckFailed: the loss is NaN or infinite.
         """
-        step, rows = self.state.global_step, inputs.pop(ROW).tolist()
-        self.update = (step, [*(self.update[1] if self.update[0] == step else []), *rows])
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not math.isfinite(loss.item()):
             raise CheckFailed(
-                f"the loss became {loss.item()} in step {step + 1}: stopped before the update. "
-                f"{self.named(rows)}. Lower the learning rate, or set --dtype float32"
+                f"the loss became {loss.item()} in step {self.state.global_step + 1}: stopped "
+                f"before the update. {self.named(self.batch_rows)}. Lower the learning rate, or set "
+                "--dtype float32"
             )
         return loss
 
@@ -226,7 +234,7 @@ class Guard(TrainerCallback):
         if not torch.isfinite(norm):
             raise CheckFailed(
                 f"a gradient became {float(norm)} in step {state.global_step + 1}: stopped before "
-                f"the update. {self.trainer.named(self.trainer.update[1])}. Lower the learning "
+                f"the update. {self.trainer.named(self.trainer.update_rows[1])}. Lower the learning "
                 "rate, or set --dtype float32"
             )
 

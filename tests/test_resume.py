@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from test_training import pairs_of, recipe_for
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from reward.comparisons import Question, Reply
+from reward.comparisons import Question
 from reward.evaluator import Assessment
+from reward.pairing import Judged
 from reward.train import fit_reward
 from rlaif import dpo
 from sft import checkpoints, resume, runs
@@ -50,9 +51,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     kept = Seen()
     step, rewind = TrainerRules.training_step, TrainerRules._finalize_training
 
-    def training_step(self, model, inputs, *args, **kwargs):
-        loss = step(self, model, inputs, *args, **kwargs)
-        kept.rows[self.state.global_step] = self.update[1]
+    def training_step(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        kept.rows[self.state.global_step] = self.update_rows[1]
         return loss
 
     def finalize(self, *args, **kwargs):
@@ -103,7 +104,7 @@ def questions(talks) -> list[Question]:
             candidate = Candidate(f"c{i}-{j}", f"p{i}", text, "m", 1.0, 1.0, j, "eos")
             quality, safe = 0.2 + 0.3 * ((i + j) % 3), (i + j) % 3 > 0
             verdict = ({}, quality, safe, [], "", "judge", "r@1", None)
-            replies.append(Reply(candidate, Assessment(candidate.id, f"p{i}", *verdict)))
+            replies.append(Judged(candidate, Assessment(candidate.id, f"p{i}", *verdict)))
         made.append(Question(prompt, replies))
     return made
 
