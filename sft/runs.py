@@ -214,12 +214,12 @@ def open_stage(
     with locked(folder):
         try:
             now = new_manifest(recipe, config, inputs)
-            resume = recipe.resume == "auto" and not recipe.overwrite
+            resume = recipe.resume == "auto"
             found = finished_result(folder, now, overwrite=recipe.overwrite, resume=resume)
-            stage = Stage(folder, found or now, reused=found is not None, is_main=True)
-            if not stage.reused:
-                saved = resume and checkpoints.steps(folder / checkpoints.FOLDER)
-                _start(stage, [*keep, checkpoints.FOLDER] if saved else keep)
+            reused = found.manifest is not None
+            stage = Stage(folder, found.manifest or now, reused=reused, is_main=True)
+            if not reused:
+                _start(stage, [*keep, checkpoints.FOLDER] if found.goes_on else keep)
         except UserError as error:
             agreement.announce({"reused": False, "exit_code": error.exit_code})
             raise

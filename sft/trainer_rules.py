@@ -143,8 +143,8 @@ class TrainerRules(Trainer):
         if not math.isfinite(loss.item()):
             raise CheckFailed(
                 f"the loss became {loss.item()} in step {self.state.global_step + 1}: stopped "
-                f"before the update. {self.named(self.batch_rows)}. Lower the learning rate, or set "
-                "--dtype float32"
+                f"before the update. {self.named(self.batch_rows)}. Lower the learning rate, or "
+                "set --dtype float32"
             )
         return loss
 
@@ -234,8 +234,8 @@ class Guard(TrainerCallback):
         if not torch.isfinite(norm):
             raise CheckFailed(
                 f"a gradient became {float(norm)} in step {state.global_step + 1}: stopped before "
-                f"the update. {self.trainer.named(self.trainer.update_rows[1])}. Lower the learning "
-                "rate, or set --dtype float32"
+                f"the update. {self.trainer.named(self.trainer.update_rows[1])}. Lower the "
+                "learning rate, or set --dtype float32"
             )
 
 

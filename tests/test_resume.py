@@ -71,6 +71,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
                 "weights": {n: w.detach().clone() for n, w in self.model.named_parameters()},
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.lr_scheduler.state_dict(),
+                "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
                 "random": random_state(),
                 "sums": self.sums(),
             }
@@ -141,6 +142,7 @@ ONE = {"per_device_train_batch_size": 1}
 TWICE = {"gradient_accumulation_steps": 2, "max_steps": -1, "num_train_epochs": 2}
 CASES = {
     "finetune": ("finetune", TWICE, {"lora_dropout": 0.2}),
+    "finetune, loss scaling": ("finetune", TWICE, {}),
     "finetune, packed": ("finetune", TWICE | PACKED | ONE, {}),
     "finetune, by length": ("finetune", TWICE | BY_LENGTH, {}),
     "dpo, tree": ("dpo", TWICE | ONE, {}),
@@ -169,15 +171,31 @@ def make_recipe(folder: Path, home: Path, kind: str, training, model, **more: An
     return Recipe.model_validate(plain | more)
 
 
+def scale_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16's scaler, whose scale grows, on a CPU in float32."""
+    make = TrainerRules.create_accelerator_and_postprocess
+
+    def with_scaler(self):
+        make(self)
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=2)
+
+    monkeypatch.setattr(TrainerRules, "create_accelerator_and_postprocess", with_scaler)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_after_every_update_it_ends_as_if_never_stopped(
     case, model_folders, tmp_path, material, seen, monkeypatch, capsys
 ):
     kind, training, model = CASES[case]
+    if "scaling" in case:
+        scale_losses(monkeypatch)
     whole = make_recipe(model_folders["llama"], tmp_path / "whole", kind, training, model)
     summary = do(whole, kind, material)
     expected_rows, expected = dict(seen.rows), seen.states[0]
     assert len(expected_rows) >= 4
+    assert ("scaling" in case) == (
+        expected["scaler"] is not None and expected["scaler"]["scale"] > 2
+    )
     seen.rows.clear()
     # A signal amid each update, so that each start does one update.
     step, at = TrainerRules.training_step, []
@@ -311,10 +329,19 @@ def test_other_settings_or_rows_are_refused_until_told_to_start_again(
         crash_at(patch, 0)
         do(seldom, "finetune", material)
     assert "step 1\n" in capsys.readouterr().out
-    again = finetune_recipe(folder, tmp_path, {"weight_decay": 0.1}, resume="never")
-    do(again, "finetune", material)
-    assert "starting afresh" in capsys.readouterr().out
-    do(finetune_recipe(folder, tmp_path, {"weight_decay": 0.1, "save_every": 7}), "finetune", {})
+    # Overwriting means results: what was begun under these settings goes on.
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_at(patch, 0)
+        do(finetune_recipe(folder, tmp_path, overwrite=True), "finetune", material)
+    assert "step 1\n" in capsys.readouterr().out
+    changed = {"weight_decay": 0.1}
+    for training, more in ((changed, {"overwrite": True}), (changed, {"resume": "never"})):
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            crash_at(patch, 3)
+            do(finetune_recipe(folder, tmp_path, training, **more), "finetune", material)
+        assert "starting afresh" in capsys.readouterr().out
+    do(finetune_recipe(folder, tmp_path, changed), "finetune", material)
+    do(finetune_recipe(folder, tmp_path, changed | {"save_every": 7}), "finetune", {})
     assert "reused" in capsys.readouterr().out
 
 
