@@ -103,32 +103,36 @@ def test_a_process_that_is_stopped_in_any_way_goes_on(model_folders, talks, tmp_
     check_same(tmp_path, "whole", "cut")
 
 
+@pytest.fixture(scope="module")
+def home(model_folders, talks, tmp_path_factory) -> Path:
+    """A runs folder with a training of two processes that nobody stopped."""
+    home: Path = tmp_path_factory.mktemp("two")
+    demonstrations(home, talks)
+    launch(2, "finetune.py", *settings(home, model_folders["llama"], "whole"), cwd=home)
+    return home
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["process 0 is killed", "process 1 is killed", "stopped"])
-def test_a_launch_of_two_ends_within_a_minute_and_goes_on(model_folders, talks, tmp_path, how):
-    demonstrations(tmp_path, talks)
-    model = model_folders["llama"]
-    launch(2, "finetune.py", *settings(tmp_path, model, "whole"), cwd=tmp_path)
-    flags = settings(tmp_path, model, "cut")
-    process = start([*TORCHRUN, str(ROOT / "scripts" / "finetune.py"), *flags], tmp_path)
-    checkpoints = tmp_path / "cut" / "finetune" / "checkpoints"
+@pytest.mark.parametrize("how", ["0 is killed", "1 is killed", "both are stopped"])
+def test_a_launch_of_two_ends_within_a_minute_and_goes_on(model_folders, home, how):
+    run = how.replace(" ", "-")
+    flags = settings(home, model_folders["llama"], run)
+    process = start([*TORCHRUN, str(ROOT / "scripts" / "finetune.py"), *flags], home)
+    checkpoints = home / run / "finetune" / "checkpoints"
     wait_for(checkpoints / "step-00000010", process)
     began = time.monotonic()
-    if how == "stopped":
-        process.send_signal(signal.SIGTERM)
+    if "killed" in how:
+        os.kill(child_of_rank(process.pid, how[0]), signal.SIGKILL)
     else:
-        os.kill(child_of_rank(process.pid, how.split()[1]), signal.SIGKILL)
+        process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=90)
     seconds = time.monotonic() - began
     print(f"{how}: the launch ended with {process.returncode} after {seconds:.1f} s")
     assert process.returncode != 0
     assert seconds < 60
-    if how == "stopped":
-        assert "saved step " in said
-    held = sorted(each.name for each in checkpoints.glob("step-*"))
-    assert sorted(each.name for each in (checkpoints / held[-1]).glob("process-*")) == [
-        "process-0.safetensors",
-        "process-1.safetensors",
-    ]
-    launch(2, "finetune.py", *flags, cwd=tmp_path)
-    check_same(tmp_path, "whole", "cut")
+    assert ("saved step " in said) == ("stopped" in how)
+    held = sorted(checkpoints.glob("step-*"))
+    names = sorted(each.name for each in held[-1].glob("process-*"))
+    assert names == ["process-0.safetensors", "process-1.safetensors"]
+    launch(2, "finetune.py", *flags, cwd=home)
+    check_same(home, "whole", run)
