@@ -16,6 +16,7 @@ from sft.chat import Chat
 from sft.config import Recipe
 from sft.data import Message, set_apart
 from sft.files import UserError
+from sft.trainer_rules import IDS
 
 Row = dict[str, Any]
 
@@ -49,6 +50,7 @@ class Material:
             sequences = [self.ids[reply.candidate.id] for reply in question.replies]
             found.append(
                 {
+                    IDS: [question.prompt.id],
                     "sequences": sequences,
                     "pairs": [[each.better, each.worse] for each in some],
                     "confidence": [each.confidence for each in some],

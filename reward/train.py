@@ -22,7 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from reward.comparisons import Question, Side
 from reward.lessons import Row, prepare, to_packs
@@ -31,15 +31,10 @@ from reward.pairing import Pair
 from sft import model as models
 from sft.chat import Chat, system_prompt
 from sft.config import Recipe, RewardSection
+from sft.resume import train
 from sft.runs import Stage
-from sft.train import (
-    Reporter,
-    TrainerRules,
-    check_moved,
-    snapshot,
-    steps_line,
-    trainer_options,
-)
+from sft.train import check_moved, snapshot, steps_line, trainer_options
+from sft.trainer_rules import Reporter, TrainerRules
 
 SCORED_ROWS = 4  # without a gradient, as many times the rows of a micro-batch fit
 
@@ -66,7 +61,7 @@ def bradley_terry(
     return -(confidence * logsigmoid(d) + (1 - confidence) * logsigmoid(-d))
 
 
-class RewardTrainer(TrainerRules, Trainer):
+class RewardTrainer(TrainerRules):
     """Trainer on rows of whole prompts, or of packs of them."""
 
     def __init__(self, section: RewardSection, model: RewardModel, **options: Any) -> None:
@@ -135,6 +130,14 @@ class RewardTrainer(TrainerRules, Trainer):
         added = torch.stack([values.detach().float().sum() for values in columns.values()])
         totals = self.accelerator.reduce(added, "sum").tolist()
         self._sums.update(dict(zip(columns, totals, strict=True)))
+
+    def sums(self) -> dict[str, Any]:
+        """What was added up since the last logged line."""
+        return dict(self._sums)
+
+    def set_sums(self, sums: Mapping[str, Any]) -> None:
+        """Put that back."""
+        self._sums = Counter(sums)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log means since the last line beside what Trainer logs."""
@@ -260,11 +263,9 @@ def _train(recipe: Recipe, model: RewardModel, rows: Sequence[Row], stage: Stage
         model,
         args=TrainingArguments(**reward_options(recipe, model.precision, stage.folder)),
         train_dataset=Dataset.from_list(packs.rows),
-        callbacks=[reporter],
     )
-    trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     stage.say(steps_line(section, len(packs.rows), trainer.args.world_size))
-    trainer.train()
+    train(trainer, reporter, section.save_every)
     moved = check_moved(before, _weights(model))
     logged = [row for row in reporter.history if "reward_loss" in row]
     names = ("reward_loss", "accuracy", "safety_loss", "safety_accuracy")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from reward.packing import Packs
@@ -35,22 +35,16 @@ from sft import model as models
 from sft.chat import Chat, system_prompt
 from sft.config import Recipe
 from sft.files import CheckFailed, UserError
+from sft.resume import train
 from sft.runs import Stage
 from sft.sections import TREE_LOSSES
-from sft.train import (
-    Reporter,
-    TrainerRules,
-    autocast,
-    check_moved,
-    snapshot,
-    steps_line,
-    trainer_options,
-)
+from sft.train import autocast, check_moved, snapshot, steps_line, trainer_options
+from sft.trainer_rules import Reporter, TrlRules
 
 REFERENCE_STEPS = 4  # without a gradient, as many times the tokens of a micro-step fit
 
 
-class PairTrainer(TrainerRules, DPOTrainer):
+class PairTrainer(TrlRules, DPOTrainer):
     """TRL's trainer on rows of pairs that `sft.chat` has rendered: the plain path."""
 
 
@@ -261,15 +255,13 @@ def train_dpo(
     options = dpo_options(recipe, precision, stage.folder)
     job = Job(recipe, model, encoded.rows, options, precision, tokenizer, stage)
     trainer = make_trainer(job, start)
-    trainer.add_callback(reporter)
-    trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model, before)
     stage.say(steps_line(section, len(trainer.train_dataset), trainer.args.world_size))
     first = check_start(trainer, before, precision)
     stage.say(
         f"before step 1: loss {first.loss:.6f} = ln 2, largest reward {first.largest_reward:.1e}"
     )
-    trainer.train()
+    train(trainer, reporter, section.save_every)
     moved = check_moved(before, snapshot(model))
     if trainer.is_world_process_zero():
         models.save_adapter(model, stage.path("adapter"), recipe.model.name_or_path)

@@ -11,11 +11,13 @@ from reward.pairs import Pair
 from sft.chat import Chat, Rendered
 from sft.data import Message
 from sft.train import Encoded
+from sft.trainer_rules import IDS
 
 
 def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
     """Token rows of the pairs that fit: `prompt_id`, `prompt_ids`, `chosen_ids`, `rejected_ids`,
-    `length` (tokens of the longer side), `margin` and `confidence`.
+    `length` (tokens of the longer side), `margin`, `confidence` and `ids` (of prompt, chosen and
+    rejected).
 
     Both replies hang on the same prompt tokens: where old turns had to go for one, the pair is
     rendered with the shorter history for both; where one reply merges with the last token of the
@@ -41,6 +43,7 @@ def encode_pairs(chat: Chat, pairs: Sequence[Pair]) -> Encoded:
         rows.append(
             {
                 "prompt_id": pair.prompt_id,
+                IDS: [pair.prompt_id, pair.chosen_id, pair.rejected_id],
                 "length": longer,
                 "margin": pair.margin,
                 "confidence": pair.confidence,

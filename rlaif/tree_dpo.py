@@ -22,7 +22,7 @@ from reward.token_scores import Scored
 from reward.tree import TreeBatch, reason_against, score_tree
 from rlaif.preference import LOSSES, Ratios
 from sft.config import DpoSection
-from sft.train import TrainerRules
+from sft.trainer_rules import TrlRules
 
 
 def reason_for_pairs(
@@ -49,7 +49,7 @@ class Totals(NamedTuple):
     winners: int  # replies that are chosen in some pair
 
 
-class TreeTrainer(TrainerRules, DPOTrainer):
+class TreeTrainer(TrlRules, DPOTrainer):
     """TRL's trainer on packs instead of pairs; its options, metrics and checks stay.
 
     Attributes:

@@ -166,7 +166,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _steps(folder: Path) -> dict[int, Path]:
+def steps(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by step, newest first; none is verified here."""
     if not folder.is_dir():
         return {}
@@ -177,9 +177,9 @@ def _steps(folder: Path) -> dict[int, Path]:
 
 def _prune(folder: Path, step: int) -> None:
     """Leave the last `KEEP` checkpoints up to `step`."""
-    steps = _steps(folder)
-    kept = [number for number in steps if number <= step][:KEEP]
-    for number, path in steps.items():
+    found = steps(folder)
+    kept = [number for number in found if number <= step][:KEEP]
+    for number, path in found.items():
         if number not in kept:
             _drop(path)
 
@@ -213,7 +213,7 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Search:
             that differs is named.
     """
     passed_over: list[str] = []
-    for step, path in _steps(folder).items():
+    for step, path in steps(folder).items():
         found = verify(path, step)
         if isinstance(found, str):
             passed_over.append(f"passed over: {path.name}: {found}")

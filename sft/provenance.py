@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def git_commit() -> str | None:
     return f"{commit}+changes" if commit and changed else commit
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that shape a result, where they are installed."""
     found = {"python": platform.python_version()}

@@ -68,6 +68,11 @@ class Recipe(Section):
     overwrite: bool = Field(
         default=False, description="do a finished stage again and replace its result; false = keep"
     )
+    resume: Literal["auto", "never"] = Field(
+        default="auto",
+        description="auto = an unfinished training goes on from its newest checkpoint; never = it "
+        "starts again",
+    )
     use_cpu: bool = Field(
         default=False, description="leave the GPU alone; false = use it where there is one"
     )

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft import provenance
+from sft.checkpoints import FOLDER, steps
 from sft.files import ResultExists, UserError, read_json, sha256_of, to_json
 from sft.progress import duration
 from sft.recipe import Recipe
@@ -16,7 +17,10 @@ from sft.service_settings import SERVICE_ONLY
 
 MANIFEST = "manifest.json"
 # Settings that say where and how loudly, not what: a change of them leaves a result as it is.
-NO_EFFECT = frozenset({"run", "runs_dir", "rounds", "round", "tracking", "log_text", "overwrite"})
+NO_EFFECT = frozenset(
+    {"run", "runs_dir", "rounds", "round", "tracking", "log_text", "overwrite", "resume"}
+)
+NO_EFFECT_IN_SECTIONS = SERVICE_ONLY | {"save_every"}
 SCRIPTS = {
     "finetune": "finetune",
     "candidates": "generate",
@@ -80,15 +84,28 @@ def new_manifest(
     }
 
 
-def finished_result(
-    folder: Path, now: Mapping[str, Any], *, overwrite: bool
-) -> dict[str, Any] | None:
-    """The manifest of the result that `now` asks for where it is there; None = (re)start the stage.
+class Found(NamedTuple):
+    """What is in a stage's folder.
 
-    Says on stdout what was found; writes nothing.
+    Attributes:
+        manifest: of the result that was asked for; None = the stage has to work.
+        goes_on: it has checkpoints to go on from.
+    """
+
+    manifest: dict[str, Any] | None
+    goes_on: bool = False
+
+
+def finished_result(
+    folder: Path, now: Mapping[str, Any], *, overwrite: bool, resume: bool
+) -> Found:
+    """Look whether the result that `now` asks for is there, or a part of it.
+
+    Says on stdout what was found; writes nothing. With `resume` an unfinished stage that has
+    checkpoints goes on from them; `overwrite` replaces results and checkpoints of other settings.
 
     Raises:
-        ResultExists: another result is there, or files that no stage wrote.
+        ResultExists: another result is there, checkpoints of one, or files that no stage wrote.
     """
     before = read_manifest(folder)
     if before is None:
@@ -96,13 +113,15 @@ def finished_result(
             raise ResultExists(
                 f"{folder} holds files that no stage wrote: move them away, or choose another run"
             )
-        return None
+        return Found(None)
     if before["status"] != "finished":
-        print(f"starting afresh: {folder} is unfinished ({before['status']})", flush=True)
-        return None
+        goes_on = resume and _goes_on(folder, before, now, overwrite=overwrite)
+        how = "going on" if goes_on else "starting afresh"
+        print(f"{how}: {folder} is unfinished ({before['status']})", flush=True)
+        return Found(None, goes_on)
     if overwrite:
         print(f"overwriting {folder}", flush=True)
-        return None
+        return Found(None)
     if differences := _differences(before, now):
         raise ResultExists(
             f"{folder} holds the finished result of other settings or inputs:\n  "
@@ -112,13 +131,36 @@ def finished_result(
     missing = [name for name in before["outputs"] if not (folder / name).exists()]
     if missing:
         print(f"starting afresh: {folder} has lost {', '.join(missing)}", flush=True)
-        return None
+        return Found(None)
     seconds = duration(before["seconds"])
     print(f"reused: {folder} (finished, {before['started']}, {seconds})", flush=True)
     for name, known in before["outputs"].items():
         if sha256_of(folder / name) != known:
             print(f"note: {folder / name} was changed since it was written; used as it is")
-    return before
+    return Found(before)
+
+
+def _goes_on(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, overwrite: bool
+) -> bool:
+    """Whether an unfinished stage has checkpoints of the same settings and inputs."""
+    differences = _differences(before, now)
+    if not steps(folder / FOLDER) or (differences and overwrite):
+        return False
+    if differences:
+        raise ResultExists(
+            f"{folder} is unfinished, and has checkpoints of other settings or inputs:\n  "
+            + "\n  ".join(differences)
+            + "\nTo go on from them, set that back. To start again without them: --resume never. "
+            "To keep them: --run <name>."
+        )
+    return True
+
+
+def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings and contents of inputs by which two starts of a stage are the same."""
+    inputs = {name: each["sha256"] for name, each in manifest["inputs"].items()}
+    return {"settings": _relevant(manifest["config"], inputs), "inputs": inputs}
 
 
 def _check_input(recipe: Recipe, path: Path) -> None:
@@ -167,6 +209,6 @@ def _relevant(config: Mapping[str, Any], inputs: Iterable[str], prefix: str = ""
             continue
         if isinstance(value, Mapping) and value:
             flat |= _relevant(value, (), f"{prefix}{key}.")
-        elif not (prefix and key in SERVICE_ONLY):
+        elif not (prefix and key in NO_EFFECT_IN_SECTIONS):
             flat[f"{prefix}{key}"] = value
     return flat

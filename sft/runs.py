@@ -1,26 +1,26 @@
 """The run folder: one folder per stage with a manifest, metrics, and a rule for doing things once.
 
 A finished stage with the same settings and input contents is reused; a finished, different one is
-an error; an unfinished one starts afresh. Not here: what a stage does, and W&B (`sft.tracking`).
+an error; an unfinished one goes on from its newest checkpoint, or starts afresh without one. Not
+here: what a stage does, and W&B (`sft.tracking`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import shutil
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from sft import checkpoints, reuse
 from sft.files import (
     StorageError,
     UserError,
@@ -29,8 +29,9 @@ from sft.files import (
     storage_errors,
     to_json,
     write_json,
+    write_text,
 )
-from sft.launch import is_main, rank
+from sft.launch import is_main, quiet_libraries, rank
 from sft.progress import Progress
 from sft.recipe import Recipe
 from sft.reuse import (
@@ -99,12 +100,26 @@ class Stage:
         if not self.is_main:
             return
         row = {name: _finite(value) for name, value in metrics.items()}
-        line = to_json({"step": step, "time": self._elapsed(), **row})
+        line = to_json({"step": step, "time": self.elapsed(), **row})
         path = self.path(METRICS)
         with storage_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         for listener in self._listeners:
             listener(row, step)
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint of this stage to be of use; main process only."""
+        return reuse.facts(self.manifest)
+
+    def rewind(self, metrics: str, seconds: float) -> None:
+        """Stand where a checkpoint was written: its `metrics.jsonl`, and seconds since the start.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        self._started = time.monotonic() - seconds
+        if self.is_main:
+            write_text(self.path(METRICS), metrics)
 
     def finish(self, outputs: Sequence[str], **summary: Any) -> None:
         """Declare the stage done: hash its outputs (files or folders) and keep the summary.
@@ -119,13 +134,15 @@ class Stage:
             raise FileNotFoundError(f"{self.folder} finishes without its outputs {lost}")
         self.manifest |= {
             "status": "finished",
-            "seconds": self._elapsed(),
+            "seconds": self.elapsed(),
             "outputs": {name: sha256_of(self.path(name)) for name in outputs},
             "summary": summary,
         }
         write_json(self.path(MANIFEST), self.manifest)
+        shutil.rmtree(self.path(checkpoints.FOLDER), ignore_errors=True)  # of no use from now on
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds since the start, those of earlier starts that it goes on from included."""
         return round(time.monotonic() - self._started, 2)
 
     def _fail(self, error: BaseException) -> None:
@@ -141,7 +158,7 @@ class Stage:
         )
         self.manifest |= {
             "status": "interrupted" if stopped else "failed",
-            "seconds": self._elapsed(),
+            "seconds": self.elapsed(),
             # Only a user's mistake is quoted: other messages can hold pieces of conversations.
             "reason": str(error) if isinstance(error, UserError) else type(error).__name__,
         }
@@ -197,10 +214,12 @@ def open_stage(
     with locked(folder):
         try:
             now = new_manifest(recipe, config, inputs)
-            found = finished_result(folder, now, overwrite=recipe.overwrite)
-            stage = Stage(folder, found or now, reused=found is not None, is_main=True)
-            if not stage.reused:
-                _start(stage, keep)
+            resume = recipe.resume == "auto"
+            found = finished_result(folder, now, overwrite=recipe.overwrite, resume=resume)
+            reused = found.manifest is not None
+            stage = Stage(folder, found.manifest or now, reused=reused, is_main=True)
+            if not reused:
+                _start(stage, [*keep, checkpoints.FOLDER] if found.goes_on else keep)
         except UserError as error:
             agreement.announce({"reused": False, "exit_code": error.exit_code})
             raise
@@ -252,7 +271,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, _on_sigterm)
     # A shell that starts a job in the background lets it ignore Ctrl-C; a stage must not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _quiet_libraries()
+    quiet_libraries()
     # Read when torch first takes memory: large tensors in huge pages (Linux) spare page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     who = f"error (process {rank()})" if rank() else "error"
@@ -272,17 +291,6 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         )
         sys.exit(StorageError.exit_code)
     sys.exit(0)
-
-
-def _quiet_libraries() -> None:
-    """Keep what libraries say about themselves out of a stage's own lines; errors still show."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    for module in ("transformers", "trl", "peft", "torch"):
-        warnings.filterwarnings("ignore", module=rf"{module}\b.*")
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -94,6 +94,10 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="less memory, about 1/3 more time"
     )
+    save_every: Count = Field(
+        default=100,
+        description="steps between two checkpoints, of which two are kept; 0 = only when stopped",
+    )
     trainer: dict[str, Any] = Field(
         default={},
         description="any further field of the trainer's configuration (TRL's, for reward "

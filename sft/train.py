@@ -1,7 +1,8 @@
 """Supervised fine-tuning: demonstrations in, one LoRA adapter out, by TRL's `SFTTrainer`.
 
 Also here, because the preference stages train by the same rules: the options every trainer of this
-project shares, the guard against NaN, and the check that training changed something.
+project shares, and the check that training changed something. Not here: what else holds for all
+trainers (`sft.trainer_rules`), and how they are stopped (`sft.resume`).
 """
 
 from __future__ import annotations
@@ -17,15 +18,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from sft import model as models
@@ -35,7 +28,9 @@ from sft.config import Recipe, TrainingSection
 from sft.data import Demonstration
 from sft.files import CheckFailed, UserError
 from sft.packing import pack
-from sft.runs import Progress, Stage
+from sft.resume import train
+from sft.runs import Stage
+from sft.trainer_rules import IDS, Reporter, TrlRules
 
 
 @dataclass(frozen=True)
@@ -57,16 +52,18 @@ class Encoded:
 def encode(chat: Chat, demonstrations: Sequence[Demonstration]) -> Encoded:
     """Token rows with labels on the reply only (prompt positions are -100).
 
-    `length` (tokens) is for `train_sampling_strategy: group_by_length`.
+    `length` (tokens) is for `train_sampling_strategy: group_by_length`; `ids` name a row where
+    training stops at it.
     """
     rendered = [chat.render(row.prompt, row.completion) for row in demonstrations]
     rows = [
         {
+            IDS: [demonstration.prompt_id],
             "input_ids": r.prompt_ids + r.completion_ids,
             "labels": [-100] * len(r.prompt_ids) + r.completion_ids,
             "length": len(r.prompt_ids) + len(r.completion_ids),
         }
-        for r in rendered
+        for demonstration, r in zip(demonstrations, rendered, strict=True)
         if r
     ]
     return Encoded(
@@ -127,92 +124,6 @@ def autocast(precision: models.Precision) -> torch.autocast:
     return torch.autocast(precision.device, precision.dtype, enabled=mixed)
 
 
-class TrainerRules:
-    """Mixin for TRL's trainers: what holds for every training of this project.
-
-    A loss that is no number ends the run before the update. And the column `length` stays, which
-    `train_sampling_strategy: group_by_length` reads and the trainers would drop as no input of the
-    model; the rows' order then depends on the seed and the rows of an update alone, so that two
-    processes train in the order of one.
-    """
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        # TRL would render the conversations by its own rules, which neither drop old turns nor
-        # count what is too long; `sft.chat` has rendered the rows.
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        names: list[str] = self._signature_columns or []  # type: ignore[has-type]
-        self._signature_columns = [*{*names, "length"}]
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
-        args: TrainingArguments = self.args  # type: ignore[attr-defined]
-        if args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
-        per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        order = torch.Generator().manual_seed(args.seed)
-        return LengthGroupedSampler(per_update, lengths=list(rows["length"]), generator=order)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward.
-
-        Raises:
-            CheckFailed: the loss is NaN or infinite.
-        """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
-        if not math.isfinite(loss.item()):
-            raise CheckFailed(
-                f"the loss became {loss.item()}: stopped before the update. "
-                "Lower the learning rate, or set --dtype float32"
-            )
-        return loss
-
-
-class Reporter(TrainerCallback):
-    """Trainer's log lines into the stage's metrics, and a progress line with the remaining time."""
-
-    def __init__(self, stage: Stage, label: str) -> None:
-        self.stage = stage
-        self.label = label
-        self.progress: Progress | None = None
-        self.history: list[dict[str, float]] = []
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the progress line."""
-        self.progress = Progress(state.max_steps, self.label, unit="steps")
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Advance the progress line."""
-        if self.progress:
-            self.progress.advance(1)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keep what Trainer logs."""
-        row = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
-        self.history.append(row)
-        self.stage.log(row, step=state.global_step)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the progress line."""
-        if self.progress:
-            self.progress.close()
-
-
 def snapshot(model: PeftModel) -> dict[str, torch.Tensor]:
     """Copy of the weights of the adapter "default"."""
     return {
@@ -237,18 +148,22 @@ def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
     return max(float((after[name] - value).abs().max()) for name, value in before.items())
 
 
+class DemonstrationTrainer(TrlRules, SFTTrainer):
+    """TRL's trainer on rows that `sft.chat` has rendered."""
+
+
 def make_trainer(
     model: PeftModel,
     rows: Sequence[dict[str, Any]],
     options: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-) -> SFTTrainer:
+) -> DemonstrationTrainer:
     """The trainer of rows of `encode`, by `trainer_options`; `packing: true` fills rows."""
     args = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
     dataset = Dataset.from_list(list(rows))
     if args.packing:
         dataset = pack(dataset, args.max_length, args.packing_strategy)
-    trainer: SFTTrainer = type("Trainer", (TrainerRules, SFTTrainer), {})(
+    trainer = DemonstrationTrainer(
         model=model, args=args, train_dataset=dataset, processing_class=tokenizer
     )
     base = model.get_base_model()
@@ -280,11 +195,9 @@ def finetune(
     model = models.new_adapter(models.load_base(recipe.model, precision), recipe.model)
     before, reporter = snapshot(model), Reporter(stage, "finetune")
     trainer = make_trainer(model, encoded.rows, options, tokenizer)
-    trainer.add_callback(reporter)
-    trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(model, before)
     stage.say(steps_line(section, len(trainer.train_dataset), trainer.args.world_size))
-    trainer.train()
+    train(trainer, reporter, section.save_every)
     moved = check_moved(before, snapshot(model))
     if trainer.is_world_process_zero():
         models.save_adapter(model, stage.path("adapter"), recipe.model.name_or_path)

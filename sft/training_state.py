@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 HEADER = "tree"
 
@@ -29,9 +29,21 @@ def save_state(path: Path, state: Any) -> None:
     Raises:
         TypeError: the state holds something else.
     """
+    tensors, header = _parts(state)
+    save_file(tensors, path, metadata=header)
+
+
+def packed_state(state: Any) -> bytes:
+    """What `save_state` would write, to hand it to the process that writes."""
+    tensors, header = _parts(state)
+    packed: bytes = save(tensors, metadata=header)
+    return packed
+
+
+def _parts(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     tensors: dict[str, torch.Tensor] = {}
     tree = _plain(state, "", tensors)
-    save_file(tensors, path, metadata={HEADER: json.dumps(tree, allow_nan=False)})
+    return tensors, {HEADER: json.dumps(tree, allow_nan=False)}
 
 
 def load_state(path: Path) -> Any:

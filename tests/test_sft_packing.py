@@ -22,7 +22,7 @@ def rows(lengths=(9, 30, 14, 22, 5, 17), seed=0):
     for length in lengths:
         ids = torch.randint(6, 300, (length,), generator=draw).tolist()
         labels = [-100] * (length // 2) + ids[length // 2 :]
-        made.append({"input_ids": ids, "labels": labels, "length": length})
+        made.append({"ids": [f"d{length}"], "input_ids": ids, "labels": labels, "length": length})
     return made
 
 
@@ -43,6 +43,7 @@ def loss_and_gradient(folder, tmp_path, **options):
     trainer = make_trainer(model, rows(), shared | options, models.load_tokenizer(section))
     trainer.model.eval()  # GPT-2 has dropout
     (batch,) = trainer.get_train_dataloader()
+    del batch["row"]
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     learned = [w.grad.flatten() for w in trainer.model.parameters() if w.grad is not None]
@@ -75,6 +76,7 @@ def test_no_demonstration_is_cut_or_lost():
             piece = slice(first, first + length)
             pieces.append((row["input_ids"][piece], row["labels"][piece]))
             first += length
+        assert row["ids"] == [f"d{length}" for length in row["seq_lengths"]]
         assert first == len(row["input_ids"]) == row["length"]
     assert sorted(pieces) == sorted((row["input_ids"], row["labels"]) for row in rows())
 

@@ -18,13 +18,13 @@ from sft.chat import Chat
 from sft.config import Recipe
 from sft.files import CheckFailed, UserError
 from sft.train import (
-    TrainerRules,
     check_moved,
     encode,
     finetune,
     steps_line,
     trainer_options,
 )
+from sft.trainer_rules import TrainerRules
 
 
 def recipe_for(folder, tmp_path, **sections) -> Recipe:
