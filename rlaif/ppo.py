@@ -248,7 +248,7 @@ class Ppo:
         trained = course.looks[1:]
         if stage.is_main and trained and self.best is trained[-1]:
             models.save_adapter(
-                self.roles.model, stage.path("best"), self.job.recipe.model.name_or_path
+                self.roles.model, stage.path(ppo_state.BEST), self.job.recipe.model.name_or_path
             )
 
     @property
@@ -286,10 +286,10 @@ def train_ppo(job: Job, start: Path | None, reward: Path | None) -> dict[str, An
     if stage.is_main:
         check_moved(before, {
             name: value.to(before[name].device)
-            for name, value in models.adapter_weights(stage.path("best")).items()
+            for name, value in models.adapter_weights(stage.path(ppo_state.BEST)).items()
         })  # fmt: skip
         shutil.rmtree(stage.path("adapter"), ignore_errors=True)
-        shutil.copytree(stage.path("best"), stage.path("adapter"))
+        shutil.copytree(stage.path(ppo_state.BEST), stage.path("adapter"))
     return {
         "prompts": len(course.asked),
         "too_long": len(job.prompts) - len(course.asked),

@@ -8,6 +8,7 @@ how checkpoints are written and verified (`sft.checkpoints`).
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from sft import checkpoints
 from sft.candidates import Candidate
 from sft.files import to_json, write_text
 from sft.generate import Reply
-from sft.runs import Stage
+from sft.runs import METRICS, Stage
 from sft.stopping import StopRequest
 from sft.training_state import load_state, random_state, save_state, set_random_state
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 STATE = "state.safetensors"
 ROLLOUTS = "rollouts.jsonl"
+BEST = "best"  # folder of the adapter of the best look so far
 COLUMNS = ["prompt_id", "risk", "reply", "quality", "safe", "score", "kl", "ended"]
 
 
@@ -46,21 +48,21 @@ def agreed(stop: StopRequest) -> int | None:
     return int(told) or None
 
 
-def facts(run: Ppo) -> dict[str, Any]:
-    """What has to be the same to go on: settings, and what the stage read."""
-    manifest = run.job.stage.manifest
-    return {"config": manifest.get("config", {}), "inputs": manifest.get("inputs", {})}
-
-
 def save(run: Ppo) -> None:
-    """Write a checkpoint of where the run is; the main process writes, the others wait."""
+    """Write a checkpoint of where the run is; the main process writes, the others wait.
+
+    What is drawn depends on seed, rollout and prompts alone, so the main process's random numbers
+    stand for all.
+    """
     state = PartialState()
     if state.is_main_process:
         folder = run.job.stage.path(checkpoints.FOLDER)
         # Twice in a rollout is another place: the number of updates ever made tells them apart.
         step = run.course.iteration * _updates(run) + run.course.update
         made = pack(run)
-        checkpoints.write(folder, step, lambda to: save_state(to / STATE, made), facts(run))
+        checkpoints.write(
+            folder, step, lambda to: save_state(to / STATE, made), run.job.stage.facts()
+        )
     state.wait_for_everyone()
 
 
@@ -71,6 +73,7 @@ def _updates(run: Ppo) -> int:
 def pack(run: Ppo) -> dict[str, Any]:
     """Everything that a run goes on from."""
     learner, course = run.learner, run.course
+    metrics = run.job.stage.path(METRICS)
     return {
         "weights": {name: value.detach() for name, value in learner.parameters.items()},
         "optimizer": learner.optimizer.state_dict(),
@@ -89,6 +92,8 @@ def pack(run: Ppo) -> dict[str, Any]:
         "alarm": course.alarm,
         "lesson": None if course.lesson is None else vars(course.lesson),
         "rollout": None if course.rollout is None else _of_rollout(run, course.rollout),
+        "metrics": metrics.read_text(encoding="utf-8") if metrics.is_file() else "",
+        "seconds": run.job.stage.elapsed(),
     }
 
 
@@ -109,7 +114,7 @@ def resume(run: Ppo) -> None:
     """Go on from the newest checkpoint that verifies, where there is one."""
     stage, told = run.job.stage, [None]
     if stage.is_main:
-        found = checkpoints.newest(stage.path(checkpoints.FOLDER), facts(run))
+        found = checkpoints.newest(stage.path(checkpoints.FOLDER), stage.facts())
         if found.checkpoint is not None or found.passed_over:
             stage.say(found.line())
         if found.checkpoint is not None:
@@ -118,6 +123,9 @@ def resume(run: Ppo) -> None:
         broadcast_object_list(told)
     if told[0] is not None:
         unpack(run, told[0])
+        stage.rewind(told[0]["metrics"], told[0]["seconds"])
+    elif stage.is_main:
+        shutil.rmtree(stage.path(BEST), ignore_errors=True)  # of a run that was given up
 
 
 @torch.no_grad()

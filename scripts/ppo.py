@@ -14,7 +14,7 @@ from reward.evaluators import recipe_evaluator
 from reward.risk import message_risk
 from reward.shards import KEPT
 from rlaif.evaluate import make_judge
-from sft import checkpoints, config, lineage, material, runs
+from sft import config, lineage, material, runs
 from sft.files import write_rows
 from sft.tracking import tracker
 
@@ -22,7 +22,7 @@ SETTINGS = (
     *("seed", "use_cpu", "prompts", "held_out", "held_out_share"),
     *("crisis_share", "elevated_share", "model", "score", "ppo"),
 )
-KEEP = (*KEPT, checkpoints.FOLDER, "best", runs.METRICS)
+KEEP = (*KEPT, "best")
 
 
 def main(argv: list[str]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from sft.data import Prompt
 from sft.files import CheckFailed
 from sft.generate import Reply
 from sft.ppo_settings import PpoSection
+from sft.runs import Stage
 from sft.stopping import StopRequest
 from sft.train import snapshot
 
@@ -330,14 +331,9 @@ class Stopped(StopRequest):
 def course(folder, begin, tmp_path, stop=None, **settings) -> ppo.Ppo:
     recipe = recipe_for(folder, tmp_path, **settings)
     torch.manual_seed(recipe.seed)
-    stage = SimpleNamespace(
-        is_main=True, manifest={"config": recipe.settings("seed", "model", "ppo"), "inputs": {}},
-        said=[], logged=[],
-    )  # fmt: skip
-    stage.path = lambda name: tmp_path / "stage" / name
-    stage.say = stage.said.append
-    stage.log = lambda row, step=None: stage.logged.append((step, dict(row)))
     (tmp_path / "stage").mkdir(exist_ok=True, parents=True)
+    manifest = {"config": recipe.settings("seed", "model", "ppo"), "inputs": {}}
+    stage = Stage(tmp_path / "stage", manifest, reused=False, is_main=True)
     held_out = [Prompt(f"h{i}", p.messages, "test", "sleep", "none", "held_out")
                 for i, p in enumerate(PROMPTS[3:])]  # fmt: skip
     evaluator = LettersEvaluator()
@@ -349,7 +345,18 @@ def state_of(run: ppo.Ppo) -> dict[str, object]:
     """Everything that a checkpoint holds, without what a clock says."""
     state = ppo_state.pack(run)
     state["figures"] = {k: v for k, v in state["figures"].items() if not k.startswith("time/")}
+    del state["metrics"], state["seconds"]
     return state
+
+
+def logged(run: ppo.Ppo) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl`, without what a clock says."""
+    lines = run.job.stage.path("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        {k: v for k, v in row.items() if k not in ("time", "eps") and not k.startswith("time/")}
+        for row in rows
+    ]
 
 
 def same(one: object, two: object, where: str = "") -> None:
@@ -386,7 +393,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
     whole.run()
     wanted = state_of(whole)
     assert boundaries > 12
-    for stop_at in range(boundaries):
+    for stop_at in range(0, boundaries, 1 if value == "head" else 4):
         place = tmp_path / f"stop-{stop_at}"
         passed = 0
 
@@ -407,6 +414,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
         ppo_state.resume(again)
         again.run()
         same(wanted, state_of(again))
+        assert logged(again) == logged(whole)
         kept = models.adapter_weights(place / "stage" / "best")
         same(models.adapter_weights(tmp_path / "whole" / "stage" / "best"), kept)
 
@@ -441,12 +449,11 @@ def test_it_learns_what_is_rewarded(model_folders, start, tmp_path):
     old = run.job
     run.job = ppo_course.Job(old.recipe, PROMPTS, old.held_out, Small(), old.judge, old.stage)
     run.run()
-    logged = [row for _, row in old.stage.logged if "objective/scores" in row]
-    first, last = (fmean(row["objective/scores"] for row in some)
-                   for some in (logged[:3], logged[-3:]))  # fmt: skip
+    rows = [row for row in logged(run) if "objective/scores" in row]
+    first, last = (fmean(row["objective/scores"] for row in some) for some in (rows[:3], rows[-3:]))
     assert last > first + 0.15
-    assert logged[0]["objective/kl"] == pytest.approx(0.0, abs=1e-6)
-    assert logged[-1]["objective/kl"] > 0.1
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[-1]["objective/kl"] > 0.1
 
 
 # --- looks and alarms --------------------------------------------------------------------------
