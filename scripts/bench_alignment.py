@@ -1,10 +1,11 @@
 """The alignment figures: the whole main job for several seeds, judged by the clinic's truth.
 
     python scripts/bench_alignment.py --seeds 3407,1,11
+    python scripts/bench_alignment.py --seeds 3407,1,11 --policy ppo
 
 Each seed is a run of its own (`runs/bench-seed-<n>`, reused where finished). The held-out prompts
 are the same for all, so intervals draw prompts, each with its replies of every seed. Writes
-`runs/bench/alignment.json`. Not here: how a run is made (`align.py`).
+`runs/bench/alignment.json`, or `alignment-ppo.json`. Not here: how a run is made (`align.py`).
 """
 
 import argparse
@@ -45,15 +46,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.yaml", help="recipe of the runs")
     parser.add_argument("--seeds", default="3407,1,11", help="comma-separated whole numbers from 0")
+    parser.add_argument("--policy", default="dpo", choices=["dpo", "ppo"], help="who is proved")
     args, settings = parser.parse_known_args()
+    suffix = "" if args.policy == "dpo" else f"-{args.policy}"
     seeds = read_seeds(args.seeds)
     pooled: list[Sample] = []
     each = []
     for seed in seeds:
         name = f"bench-seed-{seed}"
-        flags = ["--run", name, "--seed", str(seed), "--export.force", "true", *settings]
+        flags = ["--run", name, "--seed", str(seed), "--export.force", "true"]
+        flags += ["--policy", args.policy, *settings]
         align.main(["--config", args.config, *flags])
-        folder = Path("runs") / name / "evaluation"
+        folder = Path("runs") / name / f"evaluation{suffix}"
         pooled += read_rows(folder / "samples.jsonl", Sample)
         each.append({"seed": seed, "measures": read_json(folder / "report.json")["measures"]})
     report = build_report(
@@ -69,8 +73,9 @@ def main() -> None:
         gate=Gate(),
         resampling=Resampling(n=2000, seed=0),
     )
-    write_json(Path("runs/bench/alignment.json"), report.to_json() | {"seeds": each})
-    print(f"\n{table(report)}\nwritten: runs/bench/alignment.json")
+    path = Path("runs/bench") / f"alignment{suffix}.json"
+    write_json(path, report.to_json() | {"seeds": each})
+    print(f"\n{table(report)}\nwritten: {path}")
 
 
 if __name__ == "__main__":

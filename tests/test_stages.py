@@ -96,7 +96,7 @@ class Run:
 def scripts() -> Iterator[dict[str, ModuleType]]:
     """The stage scripts as modules, found as `python scripts/x.py` finds them."""
     sys.path.insert(0, str(SCRIPTS))
-    yield {name: importlib.import_module(name) for name in STAGES}
+    yield {name: importlib.import_module(name) for name in (*STAGES, "ppo", "frontier")}
     sys.path.remove(str(SCRIPTS))
 
 
@@ -170,6 +170,42 @@ def test_pairs_of_rewritten_replies_are_trained_on_only_if_asked(
     call(scripts, "pair", copied.flags("--pair.refined", "false", "--overwrite", "true"))
     left = read_rows(copied.stage("pair") / "pairs.jsonl", Pair)
     assert pair not in left and len(left) >= len(before) - 8
+
+
+PPO = shlex.split("""
+    --ppo.iterations 2 --ppo.prompts_per_iteration 3 --ppo.num_return_sequences 2
+    --ppo.num_mini_batches 1 --ppo.num_ppo_epochs 1 --ppo.n_validation 6 --ppo.eval_every 1
+    --ppo.max_new_tokens 24 --ppo.batch_size 6 --ppo.learning_rate 1e-3 --ppo.warmup_steps 0
+""")
+
+
+def test_ppo_is_proved_and_exported_beside_dpo_and_drawn_against_it(
+    copied: Run, scripts: dict[str, ModuleType]
+) -> None:
+    said = call(scripts, "ppo", copied.flags(*PPO, "--ppo.reward", "model"))
+    assert "2 rollouts x 3 prompts x 2 replies = 12 replies" in said
+    assert "held out after 0 rollouts" in said and "kept the adapter after" in said
+    made = read_json(copied.home / "ppo" / "manifest.json")
+    assert made["status"] == "finished"
+    assert (
+        made["inputs"]["adapter"]["sha256"]
+        == read_json(copied.stage("finetune") / "manifest.json")["outputs"]["adapter"]
+    )
+    assert {"adapter", "prompts.jsonl"} == set(made["outputs"])
+    start = ["--start_adapter", str(copied.stage("finetune") / "adapter")]
+    call(scripts, "ppo", copied.flags(*PPO, "--run", "no-gate", "--ppo.safety", "none", *start))
+    drawn = call(scripts, "frontier", copied.flags(*PPO))
+    assert re.search(r"gate +DPO +round 1 +KL", drawn)
+    assert re.search(r"none +best of n +best of 16 +KL  1.84", drawn)
+    ours = copied.flags("--policy", "ppo")
+    call(scripts, "evaluate_policy", ours)
+    report = (copied.home / "evaluation-ppo" / "report.html").read_text(encoding="utf-8")
+    assert "square root of KL" in report and "PPO: score of rollouts" in report
+    call(scripts, "export", ours)
+    assert (copied.home / "export-ppo" / "adapter" / "adapter_model.safetensors").is_file()
+    # DPO's own proof is where it was.
+    assert read_json(copied.home / "evaluation" / "manifest.json")["status"] == "finished"
+    assert "PPO" not in (copied.home / "evaluation" / "report.html").read_text(encoding="utf-8")
 
 
 def test_replies_are_rewritten_in_one_process(
