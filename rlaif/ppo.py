@@ -37,7 +37,7 @@ from rlaif.ppo_reward import (
 )
 from rlaif.ppo_update import Learner, teach
 from rlaif.roles import Roles
-from rlaif.rollout import Asked, Rollout, Said, listen, sample
+from rlaif.rollout import Asked, Rollout, Said, fitting, listen, next_places, sample
 from sft import model as models
 from sft.candidates import Sampling
 from sft.data import Prompt
@@ -64,20 +64,13 @@ class Ppo:
             Multiplier(0.0, section.max_unsafe, section.multiplier_rate),
             watch.Alarms(section),
         )
-        self.asked = self._fitting(job.prompts)
-        self.held_out = self._fitting(job.held_out)
+        self.asked = fitting(roles.chat, job.prompts, section.max_new_tokens)
+        self.held_out = fitting(roles.chat, job.held_out, section.max_new_tokens)
         if not self.asked or not self.held_out:
             raise UserError(
                 f"no prompt leaves room for a reply of {section.max_new_tokens} tokens: raise "
                 f"model.max_length ({job.recipe.model.max_length}), or lower ppo.max_new_tokens"
             )
-
-    def _fitting(self, prompts: Sequence[Prompt]) -> list[Asked]:
-        rendered = [
-            (p, self.roles.chat.render(p.messages, reserve=self.section.max_new_tokens))
-            for p in prompts
-        ]
-        return [Asked(prompt, row.prompt_ids) for prompt, row in rendered if row]
 
     def run(self) -> None:
         """Walk what is left of the course."""
@@ -155,14 +148,9 @@ class Ppo:
 
     def _next_prompts(self) -> list[Asked]:
         """The prompts of this rollout: the next ones of an order that each pass shuffles anew."""
-        n, size = self.section.prompts_per_iteration, len(self.asked)
-        first = self.course.iteration * n
-        found = []
-        for place in range(first, first + n):
-            order = list(range(size))
-            random.Random(f"{self.job.recipe.round_seed} pass {place // size}").shuffle(order)
-            found.append(self.asked[order[place % size]])
-        return found
+        n = self.section.prompts_per_iteration
+        places = next_places(self.course.iteration * n, n, len(self.asked), self._seed)
+        return [self.asked[place] for place in places]
 
     def _judge(self, rollout: Rollout, said: Said, policy: str) -> Verdicts:
         if self.section.reward == "model":

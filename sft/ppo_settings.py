@@ -9,6 +9,12 @@ from pydantic import Field
 from sft.sections import Count, Scheduler, Share
 from sft.service_settings import Positive, Section
 
+# What steers only the project's own loop: TRL's trainers have no critic, no alarms, and a fixed KL.
+PPO_ONLY = (
+    *("baseline", "value", "kl_target", "target_kl", "ent_coef", "whiten_rewards"),
+    *("max_kl", "min_entropy", "max_length_drift"),
+)
+
 
 class PpoSection(Section):
     """Policy optimisation with rewards on the policy's own replies."""
@@ -127,3 +133,25 @@ class PpoSection(Section):
     without_gate: str = Field(
         default="no-gate", description="run whose PPO had safety none (scripts/frontier.py)"
     )
+
+
+def method_problems(section: PpoSection) -> list[tuple[tuple[str, ...], str]]:
+    """Settings that the method would not read, and groups too small for it."""
+    if section.method == "ppo":
+        return []
+    found: list[tuple[tuple[str, ...], str]] = []
+    given, plain = section.model_dump(), PpoSection().model_dump()
+    for name in PPO_ONLY:
+        if given[name] != plain[name]:
+            text = f"{section.method} does not read ppo.{name}: leave it at {plain[name]}"
+            found.append(((f"ppo.{name}", "ppo.method"), text))
+    if section.num_return_sequences < 2:
+        text = f"{section.method} compares replies to one prompt: ask for at least 2"
+        found.append((("ppo.num_return_sequences", "ppo.method"), text))
+    if section.prompts_per_iteration % section.num_mini_batches:
+        text = (
+            f"{section.method} takes equal mini-batches: {section.prompts_per_iteration} prompts "
+            f"do not divide into {section.num_mini_batches}"
+        )
+        found.append((("ppo.prompts_per_iteration", "ppo.num_mini_batches"), text))
+    return found
