@@ -12,7 +12,6 @@ Not here: roles on the base (`rlaif.roles`), one update (`rlaif.ppo_update`), wh
 
 from __future__ import annotations
 
-import random
 import shutil
 import time
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout, Said, fitting, listen, next_places, sample
 from sft import model as models
 from sft.candidates import Sampling
-from sft.data import Prompt
 from sft.files import CheckFailed, UserError, short_hash
 from sft.runs import Progress
 from sft.stopping import StopRequest, stop_requests
