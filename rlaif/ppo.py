@@ -35,6 +35,7 @@ from rlaif.ppo_reward import (
     scores_of,
 )
 from rlaif.ppo_update import Learner, teach
+from rlaif.remote_rollout import Served, without_personal_data
 from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout, Said, fitting, listen, next_places, sample
 from sft import model as models
@@ -62,8 +63,14 @@ class Ppo:
             Multiplier(0.0, section.max_unsafe, section.multiplier_rate),
             watch.Alarms(section),
         )
-        self.asked = fitting(roles.chat, job.prompts, section.max_new_tokens)
-        self.held_out = fitting(roles.chat, job.held_out, section.max_new_tokens)
+        prompts, held_out = job.prompts, job.held_out
+        self.served: Served | None = None
+        if (url := section.rollout_url) is not None:
+            prompts, held_out = (without_personal_data(url, each) for each in (prompts, held_out))
+            folder, base = job.stage.path("served"), job.recipe.model.name_or_path
+            self.served = Served(url, folder, base)
+        self.asked = fitting(roles.chat, prompts, section.max_new_tokens)
+        self.held_out = fitting(roles.chat, held_out, section.max_new_tokens)
         if not self.asked or not self.held_out:
             raise UserError(
                 f"no prompt leaves room for a reply of {section.max_new_tokens} tokens: raise "
@@ -89,6 +96,8 @@ class Ppo:
                 if section.save_every and course.iteration % section.save_every == 0:
                     ppo_state.save(self)
                 self.boundary()
+        if self.served is not None:
+            self.served.close()
 
     def _look_is_due(self) -> bool:
         """Whether held-out prompts are asked now: at the start, every so often, and at the end."""
@@ -137,6 +146,8 @@ class Ppo:
         sampling = Sampling(
             k, section.temperature, 1.0, section.max_new_tokens, section.batch_size, seed
         )
+        if self.served is not None:
+            return self.served.sample(self.roles, asked, sampling)
         return sample(self.roles, asked, sampling, lambda _: self._leave_while_sampling())
 
     def _leave_while_sampling(self) -> None:

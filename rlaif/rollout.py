@@ -58,6 +58,7 @@ class Rollout:
         texts: C, as a judge reads them.
         k: replies to each prompt.
         temperature: of sampling.
+        left_out: replies that a server drew and whose tokens are not known; others replaced them.
     """
 
     asked: list[Asked]
@@ -65,6 +66,7 @@ class Rollout:
     texts: list[str]
     k: int
     temperature: float
+    left_out: int = 0
 
     def batch(self, roles: Roles, prompts: Sequence[int]) -> Batch:
         """Some of the prompts with their replies, by number."""
