@@ -130,11 +130,13 @@ def test_a_launch_that_shares_the_base_out_is_known_as_such(
     arguments = launch.launch_command_parser().parse_args(
         ["--config_file", str(CONFIGS / "accelerate" / f"{name}.yaml"), "x.py"]
     )
-    arguments, *_ = launch._validate_launch_command(arguments)
+    arguments, defaults, _ = launch._validate_launch_command(arguments)
     if name == "fsdp2":
         environment = prepare_multi_gpu_env(arguments)
         assert environment["FSDP_VERSION"] == "2"
     else:
+        given = ",".join(defaults.deepspeed_config)  # as its launcher does after this
+        arguments.deepspeed_fields_from_accelerate_config = given
         _, environment = prepare_deepspeed_cmd_env(arguments)
     assert sharding() is None
     for key in (each for each in environment if each.startswith(("ACCELERATE_", "FSDP_"))):
