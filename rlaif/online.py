@@ -41,7 +41,8 @@ from sft import model as models
 from sft.candidates import Candidate, Sampling
 from sft.files import CheckFailed, UserError, short_hash
 from sft.sections import TrainingSection
-from sft.train import Reporter, TrainerRules, check_moved, snapshot, trainer_options
+from sft.train import check_moved, snapshot, trainer_options
+from sft.trainer_rules import Guard, Reporter
 
 TRAINERS = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
 TRL_REFERENCE = "ref"  # the name of TRL's frozen copy
@@ -165,7 +166,7 @@ def make_trainer(source: Source, rows: Sequence[int]) -> Any:
     if roles.reference == REFERENCE:
         roles.model.delete_adapter(REFERENCE)
     roles.model.generation_config.eos_token_id = sorted(source.stops)
-    trainer = type("Trainer", (Asking, TrainerRules, kind), {})(
+    trainer = type("Trainer", (Asking, kind), {})(
         model=roles.model,
         reward_funcs=source.reward,  # for its name: see `Asking`
         args=config(**online_options(source.job, roles.precision)),
@@ -173,6 +174,7 @@ def make_trainer(source: Source, rows: Sequence[int]) -> Any:
         processing_class=roles.chat.tokenizer,
     )
     trainer.source = source
+    trainer.add_callback(Guard(trainer))
     trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
     models.keep_float32(roles.model, before)
     roles.reference = TRL_REFERENCE

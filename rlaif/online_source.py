@@ -7,6 +7,7 @@ none the run ends. Not here: the trainers and the course (`rlaif.online`).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from rlaif.ppo_math import Multiplier
 from rlaif.ppo_reward import Verdicts, by_evaluator, by_model, check_known, scores_of
 from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout, Said, listen
+from sft.files import CheckFailed
 from sft.generate import Reply
 
 
@@ -96,6 +98,7 @@ class Asking:
     state: TrainerState
     accelerator: Accelerator
     _metrics: dict[str, defaultdict[str, list[float]]]
+    update_rows: tuple[int, Sequence[int]] = (-1, ())
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         # TRL would render the conversations by its own rules.
@@ -113,3 +116,21 @@ class Asking:
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
         return scores[:, None].to(self.accelerator.device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, forward and backward.
+
+        Raises:
+            CheckFailed: the loss is NaN or infinite.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not math.isfinite(loss.item()):
+            raise CheckFailed(
+                f"the loss became {loss.item()}: stopped before the update. {self.named(())}. "
+                "Lower ppo.learning_rate, or set --dtype float32"
+            )
+        return loss
+
+    def named(self, numbers: Sequence[int]) -> str:
+        """Where a training is, for the guard; TRL shuffles a rollout's replies without numbers."""
+        return f"Rollout {self.state.global_step // self.source.updates + 1}"

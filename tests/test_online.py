@@ -267,3 +267,18 @@ def test_what_the_method_would_not_read_is_refused(model_folders, tmp_path, sett
         recipe_for(model_folders["llama"], tmp_path, **settings)
     if "num_return_sequences" not in settings:
         recipe_for(model_folders["llama"], tmp_path, **settings, method="ppo")
+
+
+@METHODS
+def test_no_number_ends_the_run_before_the_update(model_folders, start, tmp_path, method):
+    recipe = recipe_for(model_folders["llama"], tmp_path, method=method)
+    job = job_for(recipe, tmp_path / "stage", ByHash())
+    roles = Roles(recipe, start, None, 1.0)
+    source = Source(job, roles, fitting(roles.chat, PROMPTS, 6))
+    trainer = online.make_trainer(source, [0, 1, 2, 3] * 2)
+    before = snapshot(roles.model)
+    plain = trainer._compute_loss
+    trainer._compute_loss = lambda *args: plain(*args) * float("nan")
+    with pytest.raises(CheckFailed, match="Rollout 1"):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(roles.model).items())
