@@ -33,6 +33,7 @@ from sft.chat import Chat, system_prompt
 from sft.config import Recipe, RewardSection
 from sft.resume import train
 from sft.runs import Stage
+from sft.sharding import refuse_shares
 from sft.train import check_moved, snapshot, steps_line, trainer_options
 from sft.trainer_rules import Reporter, TrainerRules
 
@@ -185,6 +186,7 @@ def fit_reward(
         start: folder of the adapter of which a copy is trained; None = a fresh one.
         stage: where metrics and the adapter go.
     """
+    refuse_shares("the reward model", "its heads read the base outside of a trainer's wrapper")
     precision = models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
     tokenizer = models.load_tokenizer(recipe.model)
     chat = Chat(tokenizer, system_prompt(recipe.model.system_prompt), recipe.model.max_length)

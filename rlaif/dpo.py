@@ -38,6 +38,7 @@ from sft.files import CheckFailed, UserError
 from sft.resume import train
 from sft.runs import Stage
 from sft.sections import TREE_LOSSES
+from sft.sharding import refuse_shares
 from sft.train import autocast, check_moved, snapshot, steps_line, trainer_options
 from sft.trainer_rules import Reporter, TrlRules
 
@@ -239,6 +240,7 @@ def train_dpo(
         Counts, loss before and after, rewards and the largest weight change, for the manifest.
     """
     section = recipe.dpo
+    refuse_shares("DPO", "the reference is scored before the trainer has it")
     precision = models.choose_precision(recipe.model.dtype, use_cpu=recipe.use_cpu)
     tokenizer = models.load_tokenizer(recipe.model)
     encoded = encode_pairs(

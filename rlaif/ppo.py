@@ -12,7 +12,6 @@ Not here: roles on the base (`rlaif.roles`), one update (`rlaif.ppo_update`), wh
 
 from __future__ import annotations
 
-import random
 import shutil
 import time
 from collections.abc import Sequence
@@ -36,11 +35,11 @@ from rlaif.ppo_reward import (
     scores_of,
 )
 from rlaif.ppo_update import Learner, teach
+from rlaif.remote_rollout import Served, without_personal_data
 from rlaif.roles import Roles
-from rlaif.rollout import Asked, Rollout, Said, listen, sample
+from rlaif.rollout import Asked, Rollout, Said, fitting, listen, next_places, sample
 from sft import model as models
 from sft.candidates import Sampling
-from sft.data import Prompt
 from sft.files import CheckFailed, UserError, short_hash
 from sft.runs import Progress
 from sft.stopping import StopRequest, stop_requests
@@ -64,20 +63,19 @@ class Ppo:
             Multiplier(0.0, section.max_unsafe, section.multiplier_rate),
             watch.Alarms(section),
         )
-        self.asked = self._fitting(job.prompts)
-        self.held_out = self._fitting(job.held_out)
+        prompts, held_out = job.prompts, job.held_out
+        self.served: Served | None = None
+        if (url := section.rollout_url) is not None:
+            prompts, held_out = (without_personal_data(url, each) for each in (prompts, held_out))
+            folder, base = job.stage.path("served"), job.recipe.model.name_or_path
+            self.served = Served(url, folder, base)
+        self.asked = fitting(roles.chat, prompts, section.max_new_tokens)
+        self.held_out = fitting(roles.chat, held_out, section.max_new_tokens)
         if not self.asked or not self.held_out:
             raise UserError(
                 f"no prompt leaves room for a reply of {section.max_new_tokens} tokens: raise "
                 f"model.max_length ({job.recipe.model.max_length}), or lower ppo.max_new_tokens"
             )
-
-    def _fitting(self, prompts: Sequence[Prompt]) -> list[Asked]:
-        rendered = [
-            (p, self.roles.chat.render(p.messages, reserve=self.section.max_new_tokens))
-            for p in prompts
-        ]
-        return [Asked(prompt, row.prompt_ids) for prompt, row in rendered if row]
 
     def run(self) -> None:
         """Walk what is left of the course."""
@@ -98,6 +96,8 @@ class Ppo:
                 if section.save_every and course.iteration % section.save_every == 0:
                     ppo_state.save(self)
                 self.boundary()
+        if self.served is not None:
+            self.served.close()
 
     def _look_is_due(self) -> bool:
         """Whether held-out prompts are asked now: at the start, every so often, and at the end."""
@@ -146,6 +146,8 @@ class Ppo:
         sampling = Sampling(
             k, section.temperature, 1.0, section.max_new_tokens, section.batch_size, seed
         )
+        if self.served is not None:
+            return self.served.sample(self.roles, asked, sampling)
         return sample(self.roles, asked, sampling, lambda _: self._leave_while_sampling())
 
     def _leave_while_sampling(self) -> None:
@@ -155,14 +157,9 @@ class Ppo:
 
     def _next_prompts(self) -> list[Asked]:
         """The prompts of this rollout: the next ones of an order that each pass shuffles anew."""
-        n, size = self.section.prompts_per_iteration, len(self.asked)
-        first = self.course.iteration * n
-        found = []
-        for place in range(first, first + n):
-            order = list(range(size))
-            random.Random(f"{self.job.recipe.round_seed} pass {place // size}").shuffle(order)
-            found.append(self.asked[order[place % size]])
-        return found
+        n = self.section.prompts_per_iteration
+        places = next_places(self.course.iteration * n, n, len(self.asked), self._seed)
+        return [self.asked[place] for place in places]
 
     def _judge(self, rollout: Rollout, said: Said, policy: str) -> Verdicts:
         if self.section.reward == "model":

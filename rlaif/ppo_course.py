@@ -102,6 +102,7 @@ def figures_of(
         "objective/tokens": float(own.sum(dim=1).mean()),
         "safety/unsafe": verdicts.unsafe_share,
         "unscored": float((~known).float().mean()),
+        "left_out": float(rollout.left_out),
         "policy/entropy": float(masked_mean(said.entropy, own)),
         "val/num_eos_tokens": float(sum(reply.ended for reply in rollout.replies)),
         "val/explained_variance": explained_variance(lesson.values, lesson.returns, lesson.mask),

@@ -158,12 +158,22 @@ def _rollout_of(run: Ppo, state: dict[str, Any]) -> Rollout:
 
 
 def show(
-    stage: Stage, rollout: Rollout, said: Said, verdicts: Verdicts, scores: torch.Tensor
+    stage: Stage,
+    rollout: Rollout,
+    said: Said | None,
+    verdicts: Verdicts,
+    scores: torch.Tensor,
 ) -> None:
-    """Write the replies of the rollout at hand with the parts of their rewards, for readers."""
+    """Write the replies of the rollout at hand with the parts of their rewards, for readers.
+
+    The KL is left empty where the roles were not asked (`said` is None).
+    """
     if not stage.is_main:
         return
-    kl = ((said.policy - said.reference) * rollout.mask).sum(dim=1).tolist()
+    kl: list[float | None] = [None] * len(rollout.texts)
+    if said is not None:
+        far = ((said.policy - said.reference) * rollout.mask).sum(dim=1)
+        kl = [round(value, 4) for value in far.tolist()]
     rows = []
     for i, text in enumerate(rollout.texts):
         known = bool(verdicts.known[i])
@@ -175,7 +185,7 @@ def show(
                 "quality": round(float(verdicts.quality[i]), 4) if known else None,
                 "safe": bool(verdicts.safe[i]) if known else None,
                 "score": round(float(scores[i]), 4) if known else None,
-                "kl": round(kl[i], 4),
+                "kl": kl[i],
                 "ended": rollout.replies[i].ended,
             }
         )

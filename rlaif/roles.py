@@ -31,6 +31,7 @@ from reward.tree import (
 from sft import model as models
 from sft.chat import Chat, system_prompt
 from sft.config import Recipe
+from sft.sharding import refuse_shares
 from sft.train import autocast
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "reference", "value", "reward"
@@ -113,6 +114,7 @@ class Roles:
             UserError: a folder holds no adapter, or a reward model of something else.
         """
         section = recipe.model
+        refuse_shares("PPO", "its roles are adapters on one base, outside of any wrapper")
         self.precision = models.choose_precision(section.dtype, use_cpu=recipe.use_cpu)
         tokenizer = models.load_tokenizer(section)
         self.chat = Chat(tokenizer, system_prompt(section.system_prompt), section.max_length)

@@ -7,6 +7,7 @@ mathematics (`rlaif.ppo_math`).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from accelerate.utils import gather_object
 
 from rlaif.roles import Batch, Roles
 from sft.candidates import Sampling
+from sft.chat import Chat
 from sft.data import Prompt
 from sft.files import short_hash
 from sft.generate import Reply, sample_tokens
@@ -30,6 +32,22 @@ class Asked:
     ids: list[int]
 
 
+def fitting(chat: Chat, prompts: Sequence[Prompt], room: int) -> list[Asked]:
+    """The prompts that leave room for a reply of so many tokens, rendered."""
+    rendered = [(prompt, chat.render(prompt.messages, reserve=room)) for prompt in prompts]
+    return [Asked(prompt, row.prompt_ids) for prompt, row in rendered if row]
+
+
+def next_places(first: int, n: int, size: int, seed: int) -> list[int]:
+    """Which of `size` prompts come at places `first` to `first + n`: each pass shuffles anew."""
+    found = []
+    for place in range(first, first + n):
+        order = list(range(size))
+        random.Random(f"{seed} pass {place // size}").shuffle(order)
+        found.append(order[place % size])
+    return found
+
+
 @dataclass
 class Rollout:
     """Replies to prompts, K to each, those to one prompt together: C = prompts x K of them.
@@ -40,6 +58,7 @@ class Rollout:
         texts: C, as a judge reads them.
         k: replies to each prompt.
         temperature: of sampling.
+        left_out: replies that a server drew and whose tokens are not known; others replaced them.
     """
 
     asked: list[Asked]
@@ -47,6 +66,7 @@ class Rollout:
     texts: list[str]
     k: int
     temperature: float
+    left_out: int = 0
 
     def batch(self, roles: Roles, prompts: Sequence[int]) -> Batch:
         """Some of the prompts with their replies, by number."""

@@ -2,6 +2,7 @@
 
     accelerate launch scripts/ppo.py --config configs/quickstart.yaml
     python scripts/ppo.py --config configs/quickstart.yaml --reward model --safety lagrangian
+    python scripts/ppo.py --config configs/quickstart.yaml --method rloo
     torchrun --nproc_per_node 2 -- scripts/ppo.py --config configs/quickstart.yaml --use_cpu true
 
 Not here: fitting the reward model (`fit_reward.py`), judging the result (`evaluate_policy.py
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> None:
     adapters = {name: path for name, path in named.items() if path is not None}
     inputs = material.files(recipe) | lineage.base_input(recipe) | adapters
     settings = recipe.settings(*SETTINGS)
-    opened = runs.open_stage(recipe, "ppo", config=settings, inputs=inputs, keep=KEEP)
+    keep = KEEP if section.method == "ppo" else KEPT  # TRL's trainers begin anew
+    opened = runs.open_stage(recipe, "ppo", config=settings, inputs=inputs, keep=keep)
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused:
             return
@@ -47,12 +49,13 @@ def main(argv: list[str]) -> None:
         evaluator = recipe_evaluator(recipe.score, stage.folder) if asks else None
         judge = make_judge(recipe, stage.folder)
         # torch takes seconds to import: mistakes are told before.
-        from rlaif import ppo, ppo_course, ppo_state
+        from rlaif import online, ppo, ppo_course, ppo_state
 
         if stage.is_main:
             write_rows(stage.path("prompts.jsonl"), prompts)
         job = ppo_course.Job(recipe, prompts, looks, evaluator, judge, stage)
-        summary = ppo.train_ppo(job, start, reward)
+        train = ppo.train_ppo if section.method == "ppo" else online.train_online
+        summary = train(job, start, reward)
         track.table("rollouts", *ppo_state.table(stage))
         track.artifact(stage.path("adapter"), "model", uses=[*adapters.values()])
         stage.finish(["adapter", "prompts.jsonl"], **summary)

@@ -31,6 +31,7 @@ from sft import chat, hub
 from sft.config import ModelSection
 from sft.files import CheckFailed, UserError
 from sft.precision import DTYPES, Precision, choose_precision
+from sft.sharding import sharding
 
 __all__ = [
     "DTYPES", "Precision", "Speakers", "adapter_weights", "add_adapter", "choose_precision",
@@ -93,7 +94,8 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
         options["device_map"] = {"": state.device}
     model: PreTrainedModel = _load(AutoModelForCausalLM.from_pretrained, section, **options)
     model.requires_grad_(False)
-    return model if section.load_in_4bit else model.to(state.device)
+    # What is shared out among processes does not fit a card before.
+    return model if section.load_in_4bit or sharding() else model.to(state.device)
 
 
 def plain_attention(section: ModelSection) -> str:
@@ -283,10 +285,28 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(str(folder / "adapter_model.safetensors"))
 
 
-def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
-    """Write the adapter "default" as safetensors, naming the base that a stranger can get."""
+def save_adapter(
+    model: PeftModel,
+    folder: Path,
+    base_name: str,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the adapter "default" as safetensors, naming the base that a stranger can get.
+
+    Args:
+        model: with the adapter.
+        folder: where to; what is there goes.
+        base_name: of the base.
+        weights: by their names in a saved adapter, where the model has only a share of them; None =
+            as they are in the model.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     model.peft_config["default"].base_model_name_or_path = base_name
-    options = {"safe_serialization": True, "save_embedding_layers": False}
+    options: dict[str, object] = {"safe_serialization": True, "save_embedding_layers": False}
+    if weights is not None:
+        options["state_dict"] = {
+            f"{name.removesuffix('.weight')}.default.weight": value
+            for name, value in weights.items()
+        }
     model.save_pretrained(str(folder), selected_adapters=["default"], **options)

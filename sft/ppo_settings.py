@@ -7,7 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from sft.sections import Count, Scheduler, Share
-from sft.service_settings import Positive, Section
+from sft.service_settings import Positive, Section, host_of, is_local
+
+# What steers only the project's own loop: TRL's trainers have no critic, no alarms, and a fixed KL.
+PPO_ONLY = (
+    *("baseline", "value", "kl_target", "target_kl", "ent_coef", "whiten_rewards"),
+    *("max_kl", "min_entropy", "max_length_drift", "rollout_url"),
+)
 
 
 class PpoSection(Section):
@@ -124,6 +130,40 @@ class PpoSection(Section):
         description="looks in a row at which the reward rises while the judge or safety falls "
         "that stop it; 0 = off",
     )
+    rollout_url: str | None = Field(
+        default=None,
+        description="address of a vLLM server that draws the replies, with /v1; null = nobody else",
+    )
+    allow_remote: str | None = Field(
+        default=None, description="host that rollout_url may send conversations to; null = none"
+    )
     without_gate: str = Field(
         default="no-gate", description="run whose PPO had safety none (scripts/frontier.py)"
     )
+
+
+def ppo_problems(section: PpoSection) -> list[tuple[tuple[str, ...], str]]:
+    """Settings that the method would not read, groups too small for it, hosts nobody allowed."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    url = section.rollout_url
+    if url is not None and not is_local(url) and host_of(url) != section.allow_remote:
+        text = f"this would send conversations to {host_of(url)}: say ppo.allow_remote"
+        text += f" {host_of(url)} where you may do so, or name a server on this machine"
+        found.append((("ppo.rollout_url", "ppo.allow_remote"), text))
+    if section.method == "ppo":
+        return found
+    given, plain = section.model_dump(), PpoSection().model_dump()
+    for name in PPO_ONLY:
+        if given[name] != plain[name]:
+            text = f"{section.method} does not read ppo.{name}: leave it at {plain[name]}"
+            found.append(((f"ppo.{name}", "ppo.method"), text))
+    if section.num_return_sequences < 2:
+        text = f"{section.method} compares replies to one prompt: ask for at least 2"
+        found.append((("ppo.num_return_sequences", "ppo.method"), text))
+    if section.prompts_per_iteration % section.num_mini_batches:
+        text = (
+            f"{section.method} takes equal mini-batches: {section.prompts_per_iteration} prompts "
+            f"do not divide into {section.num_mini_batches}"
+        )
+        found.append((("ppo.prompts_per_iteration", "ppo.num_mini_batches"), text))
+    return found

@@ -15,7 +15,7 @@ from sft.hub import known_config, too_long
 from sft.judges import judging_problems
 from sft.pair_settings import LONGER, PairSection, RefineSection
 from sft.plan_settings import PlanSection
-from sft.ppo_settings import PpoSection
+from sft.ppo_settings import PpoSection, ppo_problems
 from sft.reward_settings import RewardSection
 from sft.sections import (
     TREE_LOSSES,
@@ -140,6 +140,7 @@ class Recipe(Section):
     def _possible(self) -> Recipe:
         problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
         problems += [*_pairs(self), *_trainers(self), *judging_problems(self.score, self.evaluate)]
+        problems += ppo_problems(self.ppo)
         if problems:
             raise Impossible(problems)
         return self

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from sft import model as models
-from sft import plain_head
+from sft import plain_head, sharding
 from sft.chat import Chat, system_prompt
 from sft.config import Recipe, TrainingSection
 from sft.data import Demonstration
@@ -126,10 +126,11 @@ def autocast(precision: models.Precision) -> torch.autocast:
 
 def snapshot(model: PeftModel) -> dict[str, torch.Tensor]:
     """Copy of the weights of the adapter "default"."""
-    return {
-        name: value.detach().clone()
-        for name, value in get_peft_model_state_dict(model, adapter_name="default").items()
-    }
+    with sharding.gathered(model):
+        return {
+            name: sharding.whole(value).detach().clone()
+            for name, value in get_peft_model_state_dict(model, adapter_name="default").items()
+        }
 
 
 def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
@@ -138,6 +139,7 @@ def check_moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
     Raises:
         CheckFailed: a tensor is where it was; the run trained nothing, or only part of its adapter.
     """
+    after = {name: value.to(before[name].device) for name, value in after.items()}
     still = [name for name, value in before.items() if torch.equal(value, after[name])]
     if still:
         raise CheckFailed(
@@ -198,9 +200,10 @@ def finetune(
     models.keep_float32(model, before)
     stage.say(steps_line(section, len(trainer.train_dataset), trainer.args.world_size))
     train(trainer, reporter, section.save_every)
-    moved = check_moved(before, snapshot(model))
+    after = snapshot(model)
+    moved = check_moved(before, after)
     if trainer.is_world_process_zero():
-        models.save_adapter(model, stage.path("adapter"), recipe.model.name_or_path)
+        models.save_adapter(model, stage.path("adapter"), recipe.model.name_or_path, after)
     losses = [row["loss"] for row in reporter.history if "loss" in row]
     return {
         "demonstrations": len(encoded.rows),

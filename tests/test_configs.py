@@ -6,20 +6,26 @@ And TRL takes what the recipes ask of it: its configuration classes are built as
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from reward.rubric import load_rubric
-from reward.train import reward_options
-from rlaif.dpo import dpo_options
+from reward.train import fit_reward, reward_options
+from rlaif.dpo import dpo_options, train_dpo
+from rlaif.roles import Roles
 from sft import config, hub
 from sft import model as models
 from sft.chat import system_prompt
 from sft.config import Recipe
+from sft.files import UserError
+from sft.sharding import sharding
 from sft.train import trainer_options
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -110,4 +116,39 @@ def test_accelerate_takes_its_configuration(path: Path) -> None:
     assert made.num_processes == given["num_processes"] > 1
     # The recipe chooses the precision: a second one here would be a mixture of both.
     assert made.mixed_precision == "no"
-    assert made.distributed_type == "MULTI_GPU"
+    assert made.distributed_type == given["distributed_type"]
+
+
+SHARED = {"fsdp2": "FSDP", "zero3": "ZeRO-3"}
+
+
+@pytest.mark.parametrize(("name", "kind"), SHARED.items())
+def test_a_launch_that_shares_the_base_out_is_known_as_such(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By accelerate's own way from the file to the environment of its processes."""
+    arguments = launch.launch_command_parser().parse_args(
+        ["--config_file", str(CONFIGS / "accelerate" / f"{name}.yaml"), "x.py"]
+    )
+    arguments, defaults, _ = launch._validate_launch_command(arguments)
+    if name == "fsdp2":
+        environment = prepare_multi_gpu_env(arguments)
+        assert environment["FSDP_VERSION"] == "2"
+    else:
+        given = ",".join(defaults.deepspeed_config)  # as its launcher does after this
+        arguments.deepspeed_fields_from_accelerate_config = given
+        _, environment = prepare_deepspeed_cmd_env(arguments)
+    assert sharding() is None
+    for key in (each for each in environment if each.startswith(("ACCELERATE_", "FSDP_"))):
+        monkeypatch.setenv(key, environment[key])
+    assert sharding() == kind
+    recipe = load(CONFIGS / "quickstart.yaml")
+    with pytest.raises(UserError, match=f"PPO needs the whole base.*{kind}.*multi-gpu"):
+        Roles(recipe, None, None, 1.0)
+    stage: Any = None  # nothing is written before
+    with pytest.raises(UserError, match="DPO needs the whole base"):
+        train_dpo(recipe, [], None, stage)
+    with pytest.raises(UserError, match="the reward model needs the whole base"):
+        fit_reward(recipe, [], [], None, stage)
+    on_cpu = models.load_base(recipe.model, models.choose_precision("float32", use_cpu=True))
+    assert on_cpu.device.type == "cpu"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from safetensors.torch import load_file
 from reward.evaluator import Assessment
 from reward.model import HEAD
 from reward.pairs import Pair
-from sft import config
+from sft import checkpoints, config
 from sft import model as models
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -23,12 +26,17 @@ from sft.files import read_json, read_rows, write_rows
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def launch(processes: int, script: str, *flags: str, cwd: Path) -> None:
-    """Run a stage script under torchrun with gloo."""
+def torchrun(processes: int, script: str, *flags: str) -> list[str]:
+    """The command that runs a stage script under torchrun with gloo."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return [*command, "--", str(ROOT / "scripts" / script), *flags]
+
+
+def launch(processes: int, script: str, *flags: str, cwd: Path) -> None:
+    """Run a stage script to its end."""
     done = subprocess.run(
-        [*command, "--", str(ROOT / "scripts" / script), *flags],
+        torchrun(processes, script, *flags),
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -171,3 +179,71 @@ def test_two_processes_walk_all_stages(tmp_path):
     own = [c for c in candidates if not c.borrowed]
     assert len(own) == 24 * recipe.generate.num_return_sequences < len(candidates)
     assert read_json(run / "evaluation" / "report.json")["n_prompts"] == 12
+
+
+def ppo_flags(folder: Path, base: Path, *more: str) -> list[str]:
+    """Short rollouts of a tiny model in the practice clinic, judged by the embedded evaluator."""
+    # An untrained model's letters read as an injection now and then: such a reply has no score.
+    settings = """
+        --use_cpu --start_adapter none --score.max_unscored 0.5
+        --model.dtype float32 --model.system_prompt none --model.max_length 256
+        --generate.max_new_tokens 16 --evaluate.max_new_tokens 16 --ppo.max_new_tokens 16
+        --ppo.prompts_per_iteration 8 --ppo.num_return_sequences 2 --ppo.num_mini_batches 2
+        --ppo.batch_size 4 --ppo.per_device_train_batch_size 1 --ppo.n_validation 4
+        --ppo.learning_rate 1e-3 --ppo.warmup_steps 0 --ppo.eval_every 1
+    """
+    recipe = str(ROOT / "configs" / "quickstart.yaml")
+    places = ["--config", recipe, "--runs_dir", str(folder), "--model.name_or_path", str(base)]
+    return [*places, *settings.split(), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_two_processes_optimise_the_policy_of_one(model_folders, tmp_path, method):
+    """PPO draws, scores and updates alike; TRL's trainers draw by process, so they only finish."""
+    base = model_folders["llama"]
+    for processes in (1, 2):
+        more = ("--run", f"with-{processes}", "--iterations", "2", "--method", method)
+        if method == "rloo" and processes == 1:
+            continue
+        launch(processes, "ppo.py", *ppo_flags(tmp_path, base, *more), cwd=tmp_path)
+    two = tmp_path / "with-2" / "ppo"
+    assert read_json(two / "manifest.json")["status"] == "finished"
+    assert len((two / "rollouts.jsonl").read_text().splitlines()) == 16
+    looks = [row for row in map(json.loads, (two / "metrics.jsonl").open()) if "eval/kl" in row]
+    assert looks[0]["eval/kl"] == pytest.approx(0, abs=1e-4)
+    assert len(looks) == 3
+    if method == "rloo":
+        return
+    one = tmp_path / "with-1" / "ppo"
+    assert difference(one / "adapter", two / "adapter") < 1e-5
+    assert (one / "rollouts.jsonl").read_text() == (two / "rollouts.jsonl").read_text()
+    weights = models.adapter_weights(two / "adapter")
+    assert max(float(v.abs().max()) for n, v in weights.items() if "lora_B" in n) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_job_and_it_resumes(model_folders, tmp_path):
+    """Within a minute, with a status that is not 0; the second start ends as one that was never
+    killed."""
+    more = ("--iterations", "4", "--save_every", "1")
+    whole, cut = (
+        ppo_flags(tmp_path, model_folders["llama"], *more, "--run", name)
+        for name in ("whole", "cut")
+    )
+    launch(2, "ppo.py", *whole, cwd=tmp_path)
+    saved = tmp_path / "cut" / "ppo" / checkpoints.FOLDER
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(torchrun(2, "ppo.py", *cut), cwd=tmp_path, stdout=log, stderr=log)
+        while not list(saved.glob("*")) and job.poll() is None:
+            time.sleep(0.05)
+        ranks = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        os.kill(int(ranks[-1]), signal.SIGKILL)
+        began = time.monotonic()
+        assert job.wait(timeout=60) != 0
+    assert time.monotonic() - began < 60
+    assert read_json(tmp_path / "cut" / "ppo" / "manifest.json")["status"] != "finished"
+    launch(2, "ppo.py", *cut, cwd=tmp_path)
+    assert read_json(tmp_path / "cut" / "ppo" / "manifest.json")["status"] == "finished"
+    adapters = [tmp_path / name / "ppo" / "adapter" for name in ("whole", "cut")]
+    assert difference(*adapters) == 0

@@ -19,6 +19,7 @@ from sft import model as models
 from sft.chat import Chat
 from sft.config import ModelSection
 from sft.files import UserError
+from sft.train import snapshot
 
 FLOAT32 = models.Precision(torch.float32, False, False, "cpu", "test")
 
@@ -201,3 +202,16 @@ def test_a_kernel_that_cannot_train_here_is_refused(model_folders):
         UserError, match=r"no gradient on a CPU: set model.attn_implementation sdpa"
     ):
         models.load_base(settings, FLOAT32)
+
+
+def test_weights_that_were_put_together_are_saved_as_those_of_the_model(model_folders, tmp_path):
+    settings = section(model_folders["llama"])
+    model = models.new_adapter(models.load_base(settings, FLOAT32), settings)
+    weights = snapshot(model)
+    models.save_adapter(model, tmp_path / "own", "base")
+    for value in model.parameters():
+        value.data.zero_()  # a share: not what is to be saved
+    models.save_adapter(model, tmp_path / "given", "base", weights)
+    own, given = (models.adapter_weights(tmp_path / name) for name in ("own", "given"))
+    assert own.keys() == given.keys()
+    assert all(torch.equal(own[name], given[name]) for name in own)

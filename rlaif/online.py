@@ -1,0 +1,236 @@
+"""RLOO and GRPO by TRL's own trainers, with the prompts, rewards and looks of this project's PPO.
+
+No critic: what a reply is worth beyond the others to its prompt is its advantage (Ahmadian et al.
+2024, arXiv:2402.14740; Shao et al. 2024, arXiv:2402.03300). TRL samples, scores and updates; from
+here come the prompts' token ids as `sft.chat` renders them, in PPO's order; the score of each
+reply, by the same verdicts and the same rules of safety; and looks at held-out prompts, of which
+the best is kept. The policy goes on from a copy of the newest adapter, of which TRL keeps a frozen
+copy as the reference, as it does for a PEFT model without a `peft_config`.
+
+Not here: scores (`rlaif.online_source`), and checkpoints; a run that was stopped begins anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from rlaif import watch
+from rlaif.online_source import Asking, Source
+from rlaif.ppo import NO_KL
+from rlaif.ppo_course import Job
+from rlaif.ppo_reward import candidates_of
+from rlaif.roles import POLICY, REFERENCE, Roles
+from rlaif.rollout import Asked, fitting, listen, next_places, sample
+from sft import model as models
+from sft.candidates import Candidate, Sampling
+from sft.files import CheckFailed, UserError, short_hash
+from sft.sections import TrainingSection
+from sft.train import check_moved, snapshot, trainer_options
+from sft.trainer_rules import Guard, Reporter
+
+TRAINERS = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
+TRL_REFERENCE = "ref"  # the name of TRL's frozen copy
+
+
+class Looks(TrainerCallback):
+    """Looks at held-out prompts as PPO has them; the adapter of the best one is kept."""
+
+    def __init__(self, source: Source, held_out: Sequence[Asked]) -> None:
+        self.source, self.held_out = source, held_out
+        self.looks: list[watch.Look] = []
+        self.start: list[Candidate] = []
+        self.alarm: str | None = None
+
+    @property
+    def best(self) -> watch.Look:
+        """The look whose adapter is kept; the start's does not count."""
+        return watch.best(self.looks[1:], self.source.section.max_unsafe)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look where one is due, and stop where looks say so."""
+        section = self.source.section
+        iteration, rest = divmod(state.global_step, self.source.updates)
+        every = section.eval_every
+        last = iteration == section.iterations
+        if rest or not (last or (every and iteration % every == 0)):
+            return
+        self.look(iteration)
+        self.alarm = watch.over_optimised(self.looks, section.patience)
+        control.should_training_stop = self.alarm is not None
+
+    def look(self, iteration: int) -> watch.Look:
+        """Let the policy answer the held-out prompts, and have the judge compare."""
+        source, section = self.source, self.source.section
+        job, roles, method = source.job, source.roles, section.method
+        seed = int(short_hash([job.recipe.round_seed, iteration, "look"]), 16) % 2**32
+        sampling = Sampling(
+            1, section.temperature, 1.0, section.max_new_tokens, section.batch_size, seed
+        )
+        with torch.random.fork_rng():  # a look may not change what TRL draws next
+            rollout = sample(roles, self.held_out, sampling, lambda _: None)
+        said = listen(roles, rollout, section.per_device_train_batch_size)
+        verdicts = source.judge(rollout, said, f"look-{iteration}")
+        ours = candidates_of(rollout, f"{method}-{iteration}")
+        self.start = self.start or ours
+        about = {
+            "proxy": float(source.scores(rollout, verdicts).nanmean()),
+            "kl": float(((said.policy - said.reference) * rollout.mask).sum(dim=1).mean()),
+        }
+        told: list[Any] = [None]
+        if job.stage.is_main:
+            prompts = [each.prompt for each in self.held_out]
+            told = [watch.look(job.judge, prompts, ours, self.start, about, iteration)]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(told)
+        self.looks.append(told[0])
+        job.stage.log(told[0].metrics(), step=iteration * source.updates)
+        job.stage.say(told[0].line())
+        if job.stage.is_main and iteration and self.best is self.looks[-1]:
+            models.save_adapter(roles.model, job.stage.path("best"), job.recipe.model.name_or_path)
+        return self.looks[-1]
+
+
+def online_options(job: Job, precision: models.Precision) -> dict[str, Any]:
+    """Arguments of TRL's `RLOOConfig` or `GRPOConfig` by the recipe.
+
+    Raises:
+        UserError: processes cannot share the prompts of a mini-batch evenly.
+    """
+    section, processes = job.recipe.ppo, PartialState().num_processes
+    each, rest = divmod(
+        section.prompts_per_iteration, section.num_mini_batches * processes
+    )  # prompts of a mini-batch for a process
+    if rest:
+        raise UserError(
+            f"{section.prompts_per_iteration} prompts do not divide into "
+            f"{section.num_mini_batches} mini-batches x {processes} processes: change "
+            "ppo.prompts_per_iteration or ppo.num_mini_batches"
+        )
+    most = section.per_device_train_batch_size
+    at_once = max(n for n in range(1, min(most, each) + 1) if each % n == 0)
+    k = section.num_return_sequences
+    updates = section.num_ppo_epochs * section.num_mini_batches
+    training = TrainingSection(
+        learning_rate=section.learning_rate,
+        warmup_steps=section.warmup_steps,
+        lr_scheduler_type=section.lr_scheduler_type,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        optim=section.optim,
+        gradient_checkpointing=section.gradient_checkpointing,
+        max_steps=section.iterations * updates,
+        per_device_train_batch_size=at_once * k,
+        gradient_accumulation_steps=each // at_once,
+        logging_steps=updates,
+    )
+    options = trainer_options(training, job.recipe, precision, job.stage.folder)
+    del options["max_length"]  # the prompts were chosen to fit
+    return options | {
+        "num_generations": k,
+        "steps_per_generation": section.num_mini_batches * (each // at_once),
+        "num_iterations": section.num_ppo_epochs,
+        "max_completion_length": section.max_new_tokens,
+        "shuffle_dataset": False,  # the rows are in the order of the course
+        "temperature": section.temperature,
+        "beta": section.kl_coef,
+        "epsilon": section.cliprange,
+    }
+
+
+def make_trainer(source: Source, rows: Sequence[int]) -> Any:
+    """TRL's trainer on these prompts; the reference becomes its copy of the policy.
+
+    Raises:
+        CheckFailed: policy and reference are not the same before the first step.
+    """
+    roles, (kind, config) = source.roles, TRAINERS[source.section.method]
+    before = snapshot(roles.model)
+    if roles.reference == REFERENCE:
+        roles.model.delete_adapter(REFERENCE)
+    roles.model.generation_config.eos_token_id = sorted(source.stops)
+    trainer = type("Trainer", (Asking, kind), {})(
+        model=roles.model,
+        reward_funcs=source.reward,  # for its name: see `Asking`
+        args=config(**online_options(source.job, roles.precision)),
+        train_dataset=Dataset.from_list([{"prompt": str(row)} for row in rows]),
+        processing_class=roles.chat.tokenizer,
+    )
+    trainer.source = source
+    trainer.add_callback(Guard(trainer))
+    trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
+    models.keep_float32(roles.model, before)
+    roles.reference = TRL_REFERENCE
+    roles.learn_with(POLICY)
+    return trainer
+
+
+def train_online(job: Job, start: Path | None, reward: Path | None) -> dict[str, Any]:
+    """Optimise the policy by TRL and write the best look's adapter to `<stage>/adapter`.
+
+    Args:
+        job: recipe, prompts, and who judges.
+        start: adapter that policy and reference start from; None = the base itself.
+        reward: folder of the reward model's adapter (`ppo.reward: model`).
+
+    Returns:
+        Counts, the looks and the largest weight change, for the manifest.
+    """
+    recipe, stage, section = job.recipe, job.stage, job.recipe.ppo
+    torch.manual_seed(recipe.seed)
+    roles = Roles(recipe, start, reward, section.temperature)
+    before = snapshot(roles.model)
+    asked = fitting(roles.chat, job.prompts, section.max_new_tokens)
+    held_out = fitting(roles.chat, job.held_out, section.max_new_tokens)
+    if not asked or not held_out:
+        raise UserError(
+            f"no prompt leaves room for a reply of {section.max_new_tokens} tokens: raise "
+            f"model.max_length ({recipe.model.max_length}), or lower ppo.max_new_tokens"
+        )
+    n = section.iterations * section.prompts_per_iteration
+    source = Source(job, roles, asked)
+    trainer = make_trainer(source, next_places(0, n, len(asked), recipe.round_seed))
+    looks = Looks(source, held_out)
+    first = looks.look(0)
+    if abs(first.kl) > NO_KL * section.max_new_tokens:
+        raise CheckFailed(
+            f"before the first update the KL is {first.kl:.2e} nats a reply (must be 0): policy "
+            "and reference are not the same model"
+        )
+    trainer.add_callback(Reporter(stage, section.method))
+    trainer.add_callback(looks)
+    trainer.train()
+    if looks.alarm:
+        stage.say(f"stopped early: {looks.alarm}")
+    kept = looks.best
+    stage.say(f"kept the adapter after {kept.iteration} rollouts: {kept.line()}")
+    moved = check_moved(before, snapshot(roles.model))
+    if stage.is_main:
+        shutil.rmtree(stage.path("adapter"), ignore_errors=True)
+        shutil.copytree(stage.path("best"), stage.path("adapter"))
+    return {
+        "prompts": len(asked),
+        "too_long": len(job.prompts) - len(asked),
+        "iterations": looks.looks[-1].iteration,
+        "kept": vars(kept),
+        "alarm": looks.alarm,
+        "largest_change": moved,
+        "precision": roles.precision.reason,
+    }
