@@ -52,7 +52,10 @@ def llama3_8b() -> list[Sum]:
     policy, reward = {"policy": LEARNING * n}, {"reward model": FROZEN * n}
     value, reference = {"value function": LEARNING * n}, {"reference": FROZEN * n}
     one = {"base": base}
-    copies = one | {"base of the value model": _bare(model), "of the reward model": _bare(model)}
+    copies = one | {
+        "base of the value model": _bare(model),
+        "base of the reward model": _bare(model),
+    }
     return [
         Sum("value: head", one | policy | reward),
         Sum("value: head, after a supervised start", one | policy | reward | reference),
