@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlaif.bench.work import SIZES, Size
 from sft.files import UserError, write_json
@@ -55,7 +55,7 @@ class PpoJob:
     mini_batches: int
     rows: int
     iterations: int
-    dtype: str
+    dtype: Literal["bfloat16", "float32"]
 
     @property
     def base(self) -> Path:
