@@ -23,7 +23,7 @@ from rlaif.bench.material import make_material
 from rlaif.bench.ppo_turns import Seat
 from rlaif.bench.ppo_work import RATIO, SYSTEM, PpoJob
 from rlaif.bench.work import RANK, Work
-from rlaif.ppo import minibatches
+from rlaif.ppo_course import minibatches
 from rlaif.ppo_reward import by_model, scores_of
 from rlaif.ppo_update import Learner, teach
 from rlaif.roles import Roles
@@ -32,6 +32,7 @@ from sft import model as models
 from sft.candidates import Sampling
 from sft.chat import Chat, system_prompt
 from sft.data import Prompt
+from sft.precision import choose_precision
 from sft.recipe import Recipe
 
 POSITIONS = 4096
@@ -82,7 +83,7 @@ def prepare(job: PpoJob) -> None:
     material = make_material(work, size, seed=0)
     (folder / "system.txt").write_text(material.system, encoding="utf-8")
     recipe = recipe_of(job, "head")
-    precision = models.choose_precision(job.dtype, use_cpu=True)
+    precision = choose_precision(job.dtype, use_cpu=True)
     tokenizer = models.load_tokenizer(recipe.model)
     chat = Chat(tokenizer, system_prompt(recipe.model.system_prompt), POSITIONS)
     special = [i for i in range(len(tokenizer)) if i in tokenizer.all_special_ids]
@@ -92,7 +93,7 @@ def prepare(job: PpoJob) -> None:
     ids = [row.prompt_ids for row in rows if row is not None]
     (folder / "prompts.json").write_text(json.dumps(ids), encoding="utf-8")
     adapter = models.new_adapter(models.load_base(recipe.model, precision), recipe.model)
-    judge = RewardModel(adapter, chat, precision)
+    judge = RewardModel(adapter, chat, precision, attention="auto")
     torch.nn.init.normal_(judge.heads.reward.weight, std=0.02)
     judge.save(job.reward, str(job.base))
 

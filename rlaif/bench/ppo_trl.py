@@ -39,6 +39,7 @@ from rlaif.bench.ppo_turns import Seat
 from rlaif.bench.ppo_work import OPPONENT, PpoJob
 from rlaif.bench.work import RANK
 from sft import model as models
+from sft.precision import choose_precision
 from sft.sections import ModelSection
 
 # All linear layers.
@@ -106,9 +107,9 @@ def lora() -> LoraConfig:
 
 def trainer_of(job: PpoJob, who: str, watch: Watch) -> PPOTrainer:
     """TRL's trainer for the job; replies to one prompt are as many rows."""
-    precision = models.choose_precision(job.dtype, use_cpu=True)
-    # Plain products are faster on a CPU than SDPA's backward, as in the training benchmark.
-    section = ModelSection(name_or_path=str(job.base), dtype=job.dtype, attn_implementation="eager")
+    precision = choose_precision(job.dtype, use_cpu=True)
+    # SDPA and plain products take the same time here, and SDPA less memory.
+    section = ModelSection(name_or_path=str(job.base), dtype=job.dtype, attn_implementation="sdpa")
     tokenizer = models.load_tokenizer(section)
     tokenizer.padding_side = "left"
     policy = models.load_base(section, precision)
