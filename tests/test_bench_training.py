@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.bench import plot, report
+from rlaif.bench import plot, report, svg
 from rlaif.bench.figures import Figures, Longest, Missing, Timing
 from rlaif.bench.material import (
     LONGEST,
@@ -272,7 +272,7 @@ def test_the_plot_has_a_dot_for_each_ratio() -> None:
     places = [float(dot.attrib["cx"]) for dot in dots]
     from_left = sorted(zip(places, rows, strict=True), key=lambda each: each[0])
     assert [row.ratio.value for _, row in from_left] == sorted(row.ratio.value for row in rows)
-    assert all(plot.LEFT < x < plot.WIDTH for x in places)
+    assert all(svg.LEFT < x < svg.WIDTH for x in places)
 
 
 # --- the run --------------------------------------------------------------------------------------
