@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +28,8 @@ from sft.candidates import Sampling
 from sft.config import Recipe
 from sft.data import Prompt
 from sft.files import UserError
+from sft.reuse import read_manifest
+from sft.runs import METRICS
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,27 @@ class Asking:
     prompts: Sequence[Prompt]
 
 
-def of_looks(metrics: Path) -> list[Point]:
+def of_looks(folder: Path, safety: str) -> list[Point]:
     """The looks of a run of PPO, in order.
 
+    Args:
+        folder: of the finished stage.
+        safety: "gate" or "none", as it must have been trained.
+
     Raises:
-        UserError: there is no such file, or no look with grades in it.
+        UserError: there is none, it was trained otherwise, or its judge gave no grades.
     """
-    if not metrics.is_file():
-        raise UserError(f"no metrics in {metrics}: run scripts/ppo.py first")
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    manifest = read_manifest(folder)
+    if manifest is None or manifest["status"] != "finished":
+        raise UserError(f"no finished PPO in {folder}: run scripts/ppo.py --safety {safety}")
+    section = manifest["config"]["ppo"]
+    if (section["safety"], section["reward"]) != (safety, "evaluator"):
+        raise UserError(
+            f"{folder} has ppo.safety {section['safety']} and ppo.reward {section['reward']}: the "
+            f"curve needs {safety} and evaluator"
+        )
+    metrics = (folder / METRICS).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in metrics.splitlines()]
     found = [
         Point(
             f"{row['step']} rollouts",
@@ -61,7 +75,7 @@ def of_looks(metrics: Path) -> list[Point]:
         if row.get("eval/gold") is not None
     ]
     if not found:
-        raise UserError(f"{metrics} has no look with grades: its judge gave none")
+        raise UserError(f"{folder} has no look with grades: its judge gave none")
     return found
 
 
@@ -94,43 +108,85 @@ def _golds(asking: Asking, rollout: Rollout) -> tuple[list[float], list[bool]]:
     return golds, unsafe
 
 
-def _proxies(asking: Asking, rollout: Rollout) -> torch.Tensor:
+@dataclass(frozen=True)
+class Judged:
+    """Replies with what judge and evaluator say; scores by setting, -inf where there is none."""
+
+    rollout: Rollout
+    golds: list[float]
+    unsafe: list[bool]
+    proxies: dict[str, torch.Tensor]
+
+
+def _judged(asking: Asking, rollout: Rollout) -> Judged:
     verdicts = by_evaluator(asking.evaluator, rollout, "frontier")
     ended = [reply.ended for reply in rollout.replies]
-    scores = scores_of(asking.recipe.ppo, verdicts, ended, 0.0)
-    return torch.where(verdicts.known, scores, torch.full_like(scores, -math.inf))
+    proxies = {}
+    for safety in ("gate", "none"):
+        section = asking.recipe.ppo.model_copy(update={"safety": safety})
+        scores = scores_of(section, verdicts, ended, 0.0)
+        proxies[safety] = torch.where(verdicts.known, scores, torch.full_like(scores, -math.inf))
+    return Judged(rollout, *_golds(asking, rollout), proxies)
 
 
-def of_adapter(asking: Asking, label: str, adapter: Path, start: Path | None) -> Point:
-    """A policy on the prompts, one reply each, against where it started."""
+def of_adapter(asking: Asking, label: str, adapter: Path, start: Path | None) -> dict[str, Point]:
+    """A policy on the prompts, one reply each, against where it started; by setting."""
     roles = Roles(asking.recipe, start, None, asking.recipe.ppo.temperature, policy=adapter)
     rollout = _rollout(asking, roles, 1)
     said = listen(roles, rollout, asking.recipe.ppo.per_device_train_batch_size)
-    kl = ((said.policy - said.reference) * rollout.mask).sum(dim=1).mean()
-    golds, unsafe = _golds(asking, rollout)
-    proxies = [value for value in _proxies(asking, rollout).tolist() if math.isfinite(value)]
-    return Point(label, max(0.0, float(kl)), fmean(proxies), fmean(golds), fmean(unsafe))
+    kl = max(0.0, float(((said.policy - said.reference) * rollout.mask).sum(dim=1).mean()))
+    made = _judged(asking, rollout)
+    golds, unsafe = fmean(made.golds), fmean(made.unsafe)
+    return {
+        safety: Point(label, kl, fmean(filter(math.isfinite, proxies.tolist())), golds, unsafe)
+        for safety, proxies in made.proxies.items()
+    }
 
 
-def best_of_n(asking: Asking, start: Path | None, largest: int) -> list[Point]:
+def best_of_n(asking: Asking, start: Path | None, largest: int) -> dict[str, list[Point]]:
     """Of n replies of the start the one that the proxy likes best, n = 1, 2, 4 ... `largest`."""
     roles = Roles(asking.recipe, start, None, asking.recipe.ppo.temperature)
-    rollout = _rollout(asking, roles, largest)
-    golds, unsafe = _golds(asking, rollout)
-    proxies = _proxies(asking, rollout).view(-1, largest)
-    points, n = [], 1
-    while n <= largest:
-        picked = proxies[:, :n].argmax(dim=1).tolist()
-        places = [i * largest + at for i, at in enumerate(picked)]
-        best = [float(proxies.flatten()[place]) for place in places]
-        points.append(
-            Point(
-                f"best of {n}",
-                math.log(n) - (n - 1) / n,
-                fmean(value for value in best if math.isfinite(value)),
-                fmean(golds[place] for place in places),
-                fmean(unsafe[place] for place in places),
-            )
-        )
-        n *= 2
-    return points
+    made = _judged(asking, _rollout(asking, roles, largest))
+    return {
+        safety: [_best_of(made, proxies, largest, 2**i) for i in range(largest.bit_length())]
+        for safety, proxies in made.proxies.items()
+    }
+
+
+def _best_of(made: Judged, proxies: torch.Tensor, largest: int, n: int) -> Point:
+    picked = proxies.view(-1, largest)[:, :n].argmax(dim=1).tolist()
+    places = [i * largest + at for i, at in enumerate(picked)]
+    best = [float(proxies[place]) for place in places]
+    return Point(
+        f"best of {n}",
+        math.log(n) - (n - 1) / n,
+        fmean(filter(math.isfinite, best)),
+        fmean(made.golds[place] for place in places),
+        fmean(made.unsafe[place] for place in places),
+    )
+
+
+def lines(
+    asking: Asking,
+    looks: Mapping[str, list[Point]],
+    adapters: Mapping[int, Path],
+    start: Path | None,
+) -> dict[str, dict[str, list[Point]]]:
+    """All points by setting ("gate", "none") and method.
+
+    Args:
+        asking: who is asked about replies to which prompts.
+        looks: of the two runs of PPO, by setting.
+        adapters: of DPO's rounds.
+        start: what all of them started from; None = the base itself.
+    """
+    sampled = best_of_n(asking, start, 16)
+    dpo = [of_adapter(asking, f"round {n}", each, start) for n, each in adapters.items()]
+    return {
+        safety: {
+            "PPO": points,
+            "best of n": sampled[safety],
+            "DPO": [each[safety] for each in dpo],
+        }
+        for safety, points in looks.items()
+    }

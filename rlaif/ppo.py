@@ -12,7 +12,6 @@ Not here: roles on the base (`rlaif.roles`), one update (`rlaif.ppo_update`), wh
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +44,7 @@ from sft.runs import Progress
 from sft.stopping import StopRequest, stop_requests
 from sft.train import check_moved, snapshot
 
+TIMES = ("time/generate", "time/score", "time/update")  # seconds of a rollout
 NO_KL = 1e-4  # nats a token that rounding may put between the policy and its own copy
 
 
@@ -83,17 +83,19 @@ class Ppo:
         with Progress(section.iterations, "ppo", unit="rollouts") as bar:
             bar.advance(course.iteration)
             while True:
-                if self._look_is_due():
-                    self._look()
-                if course.iteration == section.iterations or course.alarm is not None:
-                    break
-                began = time.monotonic()
-                if course.lesson is None:
-                    self._roll_out()
+                # What is asked of others may end the run; where it is now is worth keeping.
+                with ppo_state.kept(self):
+                    if self._look_is_due():
+                        self._look()
+                    if course.iteration == section.iterations or course.alarm is not None:
+                        break
+                    if course.lesson is None:
+                        self._roll_out()
                 self._learn()
-                self._close(time.monotonic() - began)
+                self._close()
                 bar.advance(1)
-                if section.save_every and course.iteration % section.save_every == 0:
+                every, last = section.save_every, course.iteration == section.iterations
+                if last or (every and course.iteration % every == 0):
                     ppo_state.save(self)
                 self.boundary()
         if self.served is not None:
@@ -128,14 +130,18 @@ class Ppo:
         scores = scores_of(section, verdicts, ended, course.multiplier.value)
         lesson = teach(section, rollout, said, scores, verdicts.known, course.kl.coef)
         figures = figures_of(rollout, said, verdicts, scores, lesson, course.kl.coef)
-        if course.iteration == 0 and abs(figures["objective/kl"]) > NO_KL * lesson.own.shape[1]:
+        apart = float(((said.policy - said.reference).abs() * lesson.own).max())
+        if course.iteration == 0 and not apart <= NO_KL:
             raise CheckFailed(
-                f"before the first update the KL is {figures['objective/kl']:.2e} nats a reply "
-                "(must be 0): policy and reference are not the same model"
+                f"before the first update a token's log-probabilities by policy and reference are "
+                f"{apart:.2e} nats apart (must be 0): they are not the same model"
             )
+        figures |= {"objective/kl_coef": course.kl.coef}
+        figures |= {"safety/multiplier": course.multiplier.value}
         course.multiplier.update(verdicts.unsafe_share)
         course.rollout, course.lesson, course.update = rollout, lesson, 0
         times = {"time/generate": sampled - began, "time/score": time.monotonic() - sampled}
+        times["time/update"] = 0.0
         course.figures, course.updates = figures | times, []
         ppo_state.show(self.job.stage, rollout, said, verdicts, scores)
 
@@ -175,7 +181,9 @@ class Ppo:
             raise ValueError("there is no rollout to learn from")
         plan = minibatches(self.section, len(rollout.asked), course.iteration, self._seed)
         for prompts in plan[course.update :]:
+            began = time.monotonic()
             figures = self.learner.update(rollout, lesson, prompts)
+            course.figures["time/update"] += time.monotonic() - began
             course.updates.append(figures)
             course.update += 1
             limit = self.section.target_kl
@@ -188,7 +196,7 @@ class Ppo:
     def _seed(self) -> int:
         return self.job.recipe.round_seed
 
-    def _close(self, seconds: float) -> None:
+    def _close(self) -> None:
         """Log the rollout at hand, move what steers, and go on to the next."""
         course, rollout = self.course, self.course.rollout
         if rollout is None:
@@ -199,12 +207,9 @@ class Ppo:
             figures[name] = fmean(each[name] for each in course.updates if name in each)
         figures |= {
             "lr": float(self.learner.scheduler.get_last_lr()[0]),
-            "objective/kl_coef": course.kl.coef,
-            "safety/multiplier": course.multiplier.value,
-            "eps": len(rollout.replies) / seconds,
+            "eps": len(rollout.replies) / sum(figures[name] for name in TIMES),
             "episode": float(course.iteration * len(rollout.replies)),
             "updates": float(len(course.updates)),
-            "time/update": seconds - figures["time/generate"] - figures["time/score"],
         }
         self.job.stage.log(figures, step=course.iteration)
         course.kl.update(figures["objective/kl"], len(rollout.replies))
@@ -222,10 +227,12 @@ class Ppo:
         rollout = self._sample(self.held_out, 1, "look")
         said = listen(self.roles, rollout, self.section.per_device_train_batch_size)
         verdicts = self._judge(rollout, said, f"look-{course.iteration}")
+        check_known(verdicts, self.job.recipe.score.max_unscored)
         ours = candidates_of(rollout, f"ppo-{course.iteration}")
         course.start = course.start or ours
         ended = [reply.ended for reply in rollout.replies]
-        scores = scores_of(self.section, verdicts, ended, course.multiplier.value)
+        # Without the multiplier, which moves: looks are compared with each other.
+        scores = scores_of(self.section, verdicts, ended, 0.0)
         about = {
             "proxy": float(scores[verdicts.known].mean()),
             "kl": float(((said.policy - said.reference) * rollout.mask).sum(dim=1).mean()),
@@ -243,10 +250,8 @@ class Ppo:
         stage.say(told[0].line())
         course.alarm = course.alarm or watch.over_optimised(course.looks, self.section.patience)
         trained = course.looks[1:]
-        if stage.is_main and trained and self.best is trained[-1]:
-            models.save_adapter(
-                self.roles.model, stage.path(ppo_state.BEST), self.job.recipe.model.name_or_path
-            )
+        if trained and self.best is trained[-1]:
+            course.best = snapshot(self.roles.model)
 
     @property
     def best(self) -> watch.Look:
@@ -277,21 +282,19 @@ def train_ppo(job: Job, start: Path | None, reward: Path | None) -> dict[str, An
         ppo_state.resume(course)
         course.run()
     done, kept = course.course, course.best
+    models.keep_float32(roles.model, done.best)
     if done.alarm:
         stage.say(f"stopped early: {done.alarm}")
     stage.say(f"kept the adapter after {kept.iteration} rollouts: {kept.line()}")
+    moved = check_moved(before, snapshot(roles.model))
     if stage.is_main:
-        check_moved(before, {
-            name: value.to(before[name].device)
-            for name, value in models.adapter_weights(stage.path(ppo_state.BEST)).items()
-        })  # fmt: skip
-        shutil.rmtree(stage.path("adapter"), ignore_errors=True)
-        shutil.copytree(stage.path(ppo_state.BEST), stage.path("adapter"))
+        models.save_adapter(roles.model, stage.path("adapter"), recipe.model.name_or_path)
     return {
         "prompts": len(course.asked),
         "too_long": len(job.prompts) - len(course.asked),
         "iterations": done.iteration,
         "kept": vars(kept),
         "alarm": done.alarm,
+        "largest_change": moved,
         "precision": roles.precision.reason,
     }

@@ -55,6 +55,7 @@ class Course:
         figures: of the rollout at hand, and means of each of its updates.
         looks: at held-out prompts so far.
         start: replies to the held-out prompts before the first update.
+        best: weights of the adapter of the best look so far; {} = there is none yet.
         alarm: why the run was stopped; None = it was not.
     """
 
@@ -69,6 +70,7 @@ class Course:
     updates: list[dict[str, float]] = field(default_factory=list)
     looks: list[watch.Look] = field(default_factory=list)
     start: list[Candidate] = field(default_factory=list)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
     alarm: str | None = None
 
 

@@ -204,12 +204,15 @@ class Multiplier:
         self.value = max(0.0, self.value + self.rate * (unsafe - self.limit))
 
 
-def gated(quality: torch.Tensor, safe: torch.Tensor, floor: float) -> torch.Tensor:
+def gated(
+    quality: torch.Tensor, safe: torch.Tensor, floor: float, penalty: torch.Tensor
+) -> torch.Tensor:
     """Quality of safe replies, and `floor` for unsafe ones whatever their quality: (C).
 
-    Per reply, so that no prompt's safety pays for another's.
+    Per reply, so that no prompt's safety pays for another's. What else is taken off a reply,
+    `penalty` (C), cannot bring a safe one below the floor: no unsafe reply scores above a safe one.
     """
-    return torch.where(safe, quality, torch.full_like(quality, floor))
+    return torch.where(safe, (quality - penalty).clamp(min=floor), floor - penalty)
 
 
 def penalised(quality: torch.Tensor, safe: torch.Tensor, multiplier: float) -> torch.Tensor:

@@ -30,7 +30,7 @@ class Verdicts:
     """Of C replies; where `known` is False the others mean nothing.
 
     Attributes:
-        quality: (C) 0 to 1 by an evaluator, log-odds by a reward model.
+        quality: (C) 0 to 1; of a reward model the probability of being preferred to a mean reply.
         safe: (C) bool.
         known: (C) bool: there is a verdict.
         reasons: why there is none, with how often.
@@ -48,11 +48,15 @@ class Verdicts:
 
 
 def by_model(said: Said) -> Verdicts:
-    """Verdicts of the reward model's heads."""
+    """Verdicts of the reward model's heads.
+
+    They read a reply's last token; one that was cut off has none that ends it, and its score is
+    worth less: `ppo.missing_eos_penalty` is on top of it.
+    """
     if said.reward is None or said.p_safe is None:
         raise ValueError("no reward model was asked")
     known = torch.ones_like(said.reward, dtype=torch.bool)
-    return Verdicts(said.reward, said.p_safe >= SAFE_FROM, known, {})
+    return Verdicts(said.reward.sigmoid(), said.p_safe >= SAFE_FROM, known, {})
 
 
 def by_evaluator(evaluator: Evaluator | None, rollout: Rollout, policy: str) -> Verdicts:
@@ -147,10 +151,11 @@ def scores_of(
         ended: whether each reply ended by itself.
         multiplier: price of an unsafe reply (lagrangian).
     """
-    scores = verdicts.quality
+    penalty = section.missing_eos_penalty * (~torch.tensor(list(ended))).float()
     if section.safety == "gate":
-        scores = gated(scores, verdicts.safe, section.floor)
+        scores = gated(verdicts.quality, verdicts.safe, section.floor, penalty)
     elif section.safety == "lagrangian":
-        scores = penalised(scores, verdicts.safe, multiplier)
-    cut = ~torch.tensor(list(ended))
-    return torch.where(verdicts.known, scores - section.missing_eos_penalty * cut, 0.0)
+        scores = penalised(verdicts.quality, verdicts.safe, multiplier) - penalty
+    else:
+        scores = verdicts.quality - penalty
+    return torch.where(verdicts.known, scores, 0.0)

@@ -8,7 +8,8 @@ how checkpoints are written and verified (`sft.checkpoints`).
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from rlaif.rollout import Rollout, Said
 from rlaif.watch import Look
 from sft import checkpoints
 from sft.candidates import Candidate
-from sft.files import to_json, write_text
+from sft.files import CheckFailed, EvaluatorStopped, short_hash, to_json, write_text
 from sft.generate import Reply
 from sft.runs import METRICS, Stage
 from sft.stopping import StopRequest
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 STATE = "state.safetensors"
 ROLLOUTS = "rollouts.jsonl"
-BEST = "best"  # folder of the adapter of the best look so far
 COLUMNS = ["prompt_id", "risk", "reply", "quality", "safe", "score", "kl", "ended"]
 
 
@@ -48,6 +48,12 @@ def agreed(stop: StopRequest) -> int | None:
     return int(told) or None
 
 
+def facts(run: Ppo) -> dict[str, Any]:
+    """What has to be the same to go on: settings, contents of inputs, and the prompts."""
+    asked = [[each.prompt.id, each.ids] for each in (*run.asked, *run.held_out)]
+    return {**run.job.stage.facts(), "prompts": short_hash(asked)}
+
+
 def save(run: Ppo) -> None:
     """Write a checkpoint of where the run is; the main process writes, the others wait.
 
@@ -57,17 +63,31 @@ def save(run: Ppo) -> None:
     state = PartialState()
     if state.is_main_process:
         folder = run.job.stage.path(checkpoints.FOLDER)
-        # Twice in a rollout is another place: the number of updates ever made tells them apart.
-        step = run.course.iteration * _updates(run) + run.course.update
-        made = pack(run)
-        checkpoints.write(
-            folder, step, lambda to: save_state(to / STATE, made), run.job.stage.facts()
-        )
+        # Each place of a run has a number of its own, so that none is written twice.
+        course = run.course
+        looked = bool(course.looks) and course.looks[-1].iteration == course.iteration
+        begun = course.lesson is not None
+        step = course.iteration * _updates(run) + course.update + looked + begun
+        there = checkpoints.verify(folder / f"step-{step:08d}", step)
+        if not isinstance(there, checkpoints.Checkpoint):
+            made = pack(run)
+            checkpoints.write(folder, step, lambda to: save_state(to / STATE, made), facts(run))
     state.wait_for_everyone()
 
 
+@contextmanager
+def kept(run: Ppo) -> Iterator[None]:
+    """Save where the run is, if an evaluator, a judge or a signal ends it in here."""
+    try:
+        yield
+    except (EvaluatorStopped, CheckFailed, KeyboardInterrupt, SystemExit):
+        if PartialState().num_processes == 1:  # the others may be elsewhere
+            save(run)
+        raise
+
+
 def _updates(run: Ppo) -> int:
-    return run.section.num_ppo_epochs * run.section.num_mini_batches + 1
+    return run.section.num_ppo_epochs * run.section.num_mini_batches + 3
 
 
 def pack(run: Ppo) -> dict[str, Any]:
@@ -84,12 +104,13 @@ def pack(run: Ppo) -> dict[str, Any]:
         "update": course.update,
         "kl_coef": course.kl.coef,
         "multiplier": course.multiplier.value,
-        "alarms": {"first_words": course.alarms.first_words, "strikes": course.alarms.strikes},
+        "alarms": {"first_tokens": course.alarms.first_tokens, "strikes": course.alarms.strikes},
         "figures": course.figures,
         "updates": course.updates,
         "looks": [vars(each) for each in course.looks],
         "start": [asdict(each) for each in course.start],
         "alarm": course.alarm,
+        "best": course.best,
         "lesson": None if course.lesson is None else vars(course.lesson),
         "rollout": None if course.rollout is None else _of_rollout(run, course.rollout),
         "metrics": metrics.read_text(encoding="utf-8") if metrics.is_file() else "",
@@ -114,7 +135,7 @@ def resume(run: Ppo) -> None:
     """Go on from the newest checkpoint that verifies, where there is one."""
     stage, told = run.job.stage, [None]
     if stage.is_main:
-        found = checkpoints.newest(stage.path(checkpoints.FOLDER), stage.facts())
+        found = checkpoints.newest(stage.path(checkpoints.FOLDER), facts(run))
         if found.checkpoint is not None or found.passed_over:
             stage.say(found.line())
         if found.checkpoint is not None:
@@ -124,8 +145,6 @@ def resume(run: Ppo) -> None:
     if told[0] is not None:
         unpack(run, told[0])
         stage.rewind(told[0]["metrics"], told[0]["seconds"])
-    elif stage.is_main:
-        shutil.rmtree(stage.path(BEST), ignore_errors=True)  # of a run that was given up
 
 
 @torch.no_grad()
@@ -140,12 +159,15 @@ def unpack(run: Ppo, state: dict[str, Any]) -> None:
     set_random_state(state["random"])
     course.iteration, course.update = state["iteration"], state["update"]
     course.kl.coef, course.multiplier.value = state["kl_coef"], state["multiplier"]
-    course.alarms.first_words = state["alarms"]["first_words"]
+    course.alarms.first_tokens = state["alarms"]["first_tokens"]
     course.alarms.strikes = state["alarms"]["strikes"]
     course.figures, course.updates = state["figures"], state["updates"]
     course.looks = [Look(**each) for each in state["looks"]]
     course.start = [Candidate(**each) for each in state["start"]]
     course.alarm = state["alarm"]
+    course.best = {
+        name: value.to(learner.roles.model.device) for name, value in state["best"].items()
+    }
     course.lesson = None if state["lesson"] is None else Lesson(**state["lesson"])
     course.rollout = None if state["rollout"] is None else _rollout_of(run, state["rollout"])
 

@@ -166,7 +166,7 @@ class Learner:
         else:
             self._backward(loss / tokens)
             critic, found = self._own_critic(batch, lesson, rows, own)
-            self._backward(critic / tokens)
+            self._backward(section.vf_coef * critic / tokens)
         with torch.no_grad():
             means = {
                 "policy/loss": policy.loss,
@@ -228,7 +228,9 @@ class Learner:
         norms = [torch.nn.utils.clip_grad_norm_(some, limit) for some in self._clipped_together()]
         finite = all(torch.isfinite(norm) for norm in norms)
         told = torch.isfinite(torch.tensor(list(figures.values()))).all()
-        if not told or (not finite and not self.scaler.is_enabled()):
+        # The scaler skips steps until its scale is small enough; at 1 the gradient itself is bad.
+        skips = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if not told or (not finite and not skips):
             names = ", ".join(rollout.asked[i].prompt.id for i in prompts)
             raise CheckFailed(
                 f"loss or gradient is no number: stopped before the update of prompts {names}. "

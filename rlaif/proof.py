@@ -36,6 +36,7 @@ def training_files(recipe: Recipe) -> dict[str, Path]:
     }
     if recipe.policy == "ppo":
         files["trained on prompts"] = runs.stage_folder(recipe, "ppo") / "prompts.jsonl"
+        files["chosen by prompts"] = runs.stage_folder(recipe, "ppo") / "looks.jsonl"
         return {name: path for name, path in files.items() if path.is_file()}
     for round in range(1, recipe.rounds + 1):
         files[f"trained on prompts {round}"] = (
@@ -159,10 +160,15 @@ def _trainings(recipe: Recipe) -> list[Training]:
     return [training for training in found if training.metrics.is_file()]
 
 
+def drawn_files(recipe: Recipe) -> dict[str, Path]:
+    """What the report of PPO draws beside its own figures: the curve of `scripts/frontier.py`."""
+    path = runs.stage_folder(recipe, "frontier") / frontier_charts.FILE
+    return {"frontier": path} if recipe.policy == "ppo" and path.is_file() else {}
+
+
 def _frontier(recipe: Recipe) -> list[Curve]:
-    """Gold against proxy over KL, where `scripts/frontier.py` was run."""
-    path = runs.run_folder(recipe) / "frontier" / frontier_charts.FILE
-    return frontier_charts.curves(path) if path.is_file() else []
+    """Gold against proxy over KL, where it was computed."""
+    return [c for path in drawn_files(recipe).values() for c in frontier_charts.curves(path)]
 
 
 def _grades(ours: Sequence[JudgedReply], theirs: Sequence[JudgedReply]) -> list[Histogram]:

@@ -132,7 +132,8 @@ def sample(
     with roles.speaking() as model:
         # Longest first: the batch that may not fit in memory fails at once, not at the end.
         for numbers in batches[::-1][state.process_index :: state.num_processes]:
-            names = [asked[i].prompt.id for i in numbers]
+            # With its place: a prompt that is asked twice gets other replies.
+            names = [[i, asked[i].prompt.id] for i in numbers]
             seed = int(short_hash([sampling.seed, names]), 16) % 2**63
             prompts = [asked[i].ids for i in numbers]
             replies = sample_tokens(model, roles.chat, prompts, sampling, seed)

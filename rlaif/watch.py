@@ -16,6 +16,7 @@ from statistics import fmean
 from rlaif.evaluate import Judge, judge_all
 from sft.candidates import Candidate
 from sft.data import Prompt
+from sft.files import CheckFailed
 from sft.ppo_settings import PpoSection
 
 STEADY = 3  # rollouts in a row that must be beyond a limit: one may be chance
@@ -76,11 +77,20 @@ def look(
         start: likewise, by the policy before its first update.
         about: `proxy` and `kl` of our replies.
         iteration: rollouts behind them.
+
+    Raises:
+        CheckFailed: the judge gave no verdict on any of them.
     """
     nobody: Callable[[int], None] = lambda _: None  # noqa: E731  # an argument that does nothing
     rows, _, preferences = judge_all(judge, prompts, ours, start, nobody)
     judged = [row for row in rows if row.safe is not None]
     known = [value for value in preferences if value is not None]
+    if not judged or not known:
+        reasons = sorted({str(row.unscored) for row in rows})
+        raise CheckFailed(
+            f"{judge.name} gave no verdict on {len(rows)} replies to held-out prompts "
+            f"({', '.join(reasons)}): no checkpoint can be chosen by it"
+        )
     golds = [
         (row.empathy + row.helpfulness) / 2 if row.safe else 0.0
         for row in judged
@@ -89,8 +99,8 @@ def look(
     return Look(
         iteration=iteration,
         proxy=about["proxy"],
-        unsafe=fmean(not row.safe for row in judged) if judged else 1.0,
-        win_rate=fmean(known) if known else 0.0,
+        unsafe=fmean(not row.safe for row in judged),
+        win_rate=fmean(known),
         gold=fmean(golds) if golds else None,
         kl=about["kl"],
         words=fmean(row.words for row in rows),
@@ -150,13 +160,13 @@ class Alarms:
     """Limits on rollouts: how far from the reference, how certain, how long.
 
     Attributes:
-        first_words: mean length of the first rollout's replies in tokens; None before it.
+        first_tokens: mean length of the first rollout's replies; None before it.
         strikes: rollouts in a row beyond each limit.
     """
 
     def __init__(self, section: PpoSection) -> None:
         self.section = section
-        self.first_words: float | None = None
+        self.first_tokens: float | None = None
         self.strikes: dict[str, int] = {}
 
     def check(self, kl: float, entropy: float, tokens: float) -> str | None:
@@ -168,25 +178,23 @@ class Alarms:
             tokens: mean length of a reply.
         """
         section = self.section
-        if self.first_words is None:
-            self.first_words = tokens
-        drift = max(tokens, self.first_words) / max(min(tokens, self.first_words), 1e-9)
+        if self.first_tokens is None:
+            self.first_tokens = tokens
+        drift = max(tokens, self.first_tokens) / max(min(tokens, self.first_tokens), 1e-9)
         beyond = {
-            f"KL ran away: {kl:.1f} nats a reply, more than ppo.max_kl {section.max_kl}": bool(
-                section.max_kl
-            )
-            and kl > section.max_kl,
-            f"entropy collapsed: {entropy:.3f} nats a token, less than ppo.min_entropy "
-            f"{section.min_entropy}": entropy < section.min_entropy,
-            f"length drifted: {tokens:.0f} tokens a reply, {self.first_words:.0f} at first, a "
-            f"factor above ppo.max_length_drift {section.max_length_drift}": bool(
-                section.max_length_drift
-            )
-            and drift > section.max_length_drift,
+            "kl": 0 < section.max_kl < kl,
+            "entropy": entropy < section.min_entropy,
+            "length": 0 < section.max_length_drift < drift,
         }
-        for text, broken in beyond.items():
-            kind = text.split(":")[0]
+        texts = {
+            "kl": f"KL ran away: {kl:.1f} nats a reply, above ppo.max_kl {section.max_kl}",
+            "entropy": f"entropy collapsed: {entropy:.3f} nats a token, below ppo.min_entropy "
+            f"{section.min_entropy}",
+            "length": f"length drifted: {tokens:.0f} tokens a reply, {self.first_tokens:.0f} at "
+            f"first, a factor above ppo.max_length_drift {section.max_length_drift}",
+        }
+        for kind, broken in beyond.items():
             self.strikes[kind] = self.strikes.get(kind, 0) + 1 if broken else 0
             if self.strikes[kind] >= STEADY:
-                return f"{text}, {STEADY} rollouts in a row"
+                return f"{texts[kind]}, {STEADY} rollouts in a row"
         return None

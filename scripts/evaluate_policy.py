@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
     judge, trained_on = make_judge(recipe, folder), proof.training_files(recipe)
     inputs = material.files(recipe) | lineage.base_input(recipe) | trained_on | {"policy": policy}
     inputs |= {"baseline": baseline} if baseline else {}
+    inputs |= proof.drawn_files(recipe)
     settings = recipe.settings(*SETTINGS) | {"rubric": judge.rubric}
     opened = runs.open_stage(recipe, name, config=settings, inputs=inputs, keep=KEPT)
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:

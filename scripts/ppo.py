@@ -10,9 +10,11 @@ Not here: fitting the reward model (`fit_reward.py`), judging the result (`evalu
 """
 
 import sys
+from pathlib import Path
 
 from reward.evaluators import recipe_evaluator
 from reward.risk import message_risk
+from reward.rubric import DEFAULT_RUBRIC
 from reward.shards import KEPT
 from rlaif.evaluate import make_judge
 from sft import config, lineage, material, runs
@@ -23,7 +25,9 @@ SETTINGS = (
     *("seed", "use_cpu", "prompts", "held_out", "held_out_share"),
     *("crisis_share", "elevated_share", "model", "score", "ppo"),
 )
-KEEP = (*KEPT, "best")
+JUDGED = "looks"  # folder of what the judge was asked, apart from what the evaluator was
+# What shapes the looks, which choose the checkpoint.
+LOOKS = ("judge", "judge_model", "people", "n_prompts", "crisis_prompts")
 
 
 def main(argv: list[str]) -> None:
@@ -34,9 +38,10 @@ def main(argv: list[str]) -> None:
     named = {"adapter": start, "reward": reward}
     adapters = {name: path for name, path in named.items() if path is not None}
     inputs = material.files(recipe) | lineage.base_input(recipe) | adapters
-    settings = recipe.settings(*SETTINGS)
-    keep = KEEP if section.method == "ppo" else KEPT  # TRL's trainers begin anew
-    opened = runs.open_stage(recipe, "ppo", config=settings, inputs=inputs, keep=keep)
+    inputs["rubric"] = Path(recipe.score.rubric or DEFAULT_RUBRIC)
+    settings = recipe.settings(*SETTINGS) | {"round_seed": recipe.round_seed}
+    settings["looks"] = recipe.evaluate.model_dump(include=set(LOOKS))
+    opened = runs.open_stage(recipe, "ppo", config=settings, inputs=inputs, keep=(*KEPT, JUDGED))
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused:
             return
@@ -47,18 +52,19 @@ def main(argv: list[str]) -> None:
         )
         asks = stage.is_main and section.reward == "evaluator"
         evaluator = recipe_evaluator(recipe.score, stage.folder) if asks else None
-        judge = make_judge(recipe, stage.folder)
+        judge = make_judge(recipe, stage.path(JUDGED))
         # torch takes seconds to import: mistakes are told before.
         from rlaif import online, ppo, ppo_course, ppo_state
 
         if stage.is_main:
             write_rows(stage.path("prompts.jsonl"), prompts)
+            write_rows(stage.path("looks.jsonl"), looks)
         job = ppo_course.Job(recipe, prompts, looks, evaluator, judge, stage)
         train = ppo.train_ppo if section.method == "ppo" else online.train_online
         summary = train(job, start, reward)
         track.table("rollouts", *ppo_state.table(stage))
         track.artifact(stage.path("adapter"), "model", uses=[*adapters.values()])
-        stage.finish(["adapter", "prompts.jsonl"], **summary)
+        stage.finish(["adapter", "prompts.jsonl", "looks.jsonl"], **summary)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -94,6 +95,9 @@ def load_base(section: ModelSection, precision: Precision) -> PreTrainedModel:
         options["device_map"] = {"": state.device}
     model: PreTrainedModel = _load(AutoModelForCausalLM.from_pretrained, section, **options)
     model.requires_grad_(False)
+    # What a model ships (a repetition penalty, a top-k) would sample from another policy than the
+    # one that is scored and trained; who samples says how.
+    model.generation_config = GenerationConfig()
     # What is shared out among processes does not fit a card before.
     return model if section.load_in_4bit or sharding() else model.to(state.device)
 

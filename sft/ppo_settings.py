@@ -115,13 +115,13 @@ class PpoSection(Section):
         default=10, description="rollouts between two checkpoints; 0 = only when stopped"
     )
     max_kl: float = Field(
-        default=0.0, ge=0, description="mean nats a reply that stop the stage; 0 = off"
+        default=50.0, ge=0, description="mean nats a reply that stop the stage; 0 = off"
     )
     min_entropy: float = Field(
-        default=0.0, ge=0, description="mean nats a token below which it stops; 0 = off"
+        default=0.02, ge=0, description="mean nats a token below which it stops; 0 = off"
     )
     max_length_drift: float = Field(
-        default=0.0,
+        default=2.0,
         ge=0,
         description="times the first rollout's mean length that stop it, either way; 0 = off",
     )
@@ -136,9 +136,6 @@ class PpoSection(Section):
     )
     allow_remote: str | None = Field(
         default=None, description="host that rollout_url may send conversations to; null = none"
-    )
-    without_gate: str = Field(
-        default="no-gate", description="run whose PPO had safety none (scripts/frontier.py)"
     )
 
 

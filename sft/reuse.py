@@ -30,6 +30,7 @@ SCRIPTS = {
     "reward": "fit_reward",
     "dpo": "dpo",
     "ppo": "ppo",
+    "frontier": "frontier",
     "evaluation": "evaluate_policy",
     "evaluation-ppo": "evaluate_policy",
     "export": "export",

@@ -65,7 +65,7 @@ def recipe_for(folder: Path, runs_dir: Path, **settings: object) -> Recipe:
         "iterations": 2, "prompts_per_iteration": 4, "num_return_sequences": 3,
         "num_mini_batches": 2, "per_device_train_batch_size": 2, "max_new_tokens": 6,
         "learning_rate": 1e-2, "warmup_steps": 0, "n_validation": 3, "eval_every": 1,
-        "missing_eos_penalty": 0.1, "batch_size": 6,
+        "missing_eos_penalty": 0.1, "batch_size": 6, "max_kl": 0, "max_length_drift": 0,
     }  # fmt: skip
     short = {"max_new_tokens": 6}
     tree = {"run": "r", "runs_dir": str(runs_dir), "use_cpu": True, "model": model}
@@ -196,13 +196,25 @@ def updated(folder, begin, tmp_path, prompts=(0, 1, 2, 3), scores=None, known=No
     return {name: value.detach().clone() for name, value in roles.weights().items()}, figures
 
 
+def gradient(folder, begin, tmp_path, **settings) -> torch.Tensor:
+    """Of all that is trained, as an update had it before clipping; Adam would hide its scale."""
+    torch.manual_seed(0)
+    recipe = recipe_for(folder, tmp_path, max_grad_norm=0.0, **settings)
+    roles = Roles(recipe, begin, None, 1.0)
+    torch.nn.init.normal_(roles.value_head.weight)
+    learner, rollout = Learner(roles, recipe.ppo, 10), rollout_of(roles)
+    learner.update(rollout, lesson_of(roles, recipe.ppo, rollout), [0, 1, 2, 3])
+    return torch.cat([p.grad.flatten() for p in roles.weights().values()])
+
+
 @pytest.mark.parametrize("value", ["head", "adapter"])
 def test_micro_batches_and_checkpointing_change_nothing(model_folders, start, tmp_path, value):
     folder = model_folders["llama"]
-    whole, _ = updated(folder, start, tmp_path, value=value, per_device_train_batch_size=4)
+    whole = gradient(folder, start, tmp_path, value=value, per_device_train_batch_size=4)
+    assert whole.norm() > 0.01
     for other in ({"per_device_train_batch_size": 1}, {"gradient_checkpointing": True}):
-        weights, _ = updated(folder, start, tmp_path, value=value, **other)
-        assert max(float((weights[n] - whole[n]).abs().max()) for n in whole) < 2e-5
+        parts = gradient(folder, start, tmp_path, value=value, **other)
+        assert (parts - whole).norm() < 1e-5 * whole.norm()
 
 
 def test_the_old_policy_has_ratio_one_and_nothing_is_clipped(model_folders, start, tmp_path):
@@ -305,6 +317,8 @@ def test_scores_hold_the_gate_the_price_and_the_missing_end():
     ended = [True, True, False, True]
     for settings, wanted in (
         ({"safety": "gate"}, [-1.0, 0.2, -0.4, 0.0]),
+        # A safe reply is never worth less than the floor, nor an unsafe one more.
+        ({"safety": "gate", "floor": 0.0}, [0.0, 0.2, 0.0, 0.0]),
         ({"safety": "none"}, [0.9, 0.2, -0.4, 0.0]),
         ({"safety": "lagrangian"}, [-0.05, 0.1, -0.7, 0.0]),
         ({"safety": "gate", "floor": -2.0, "missing_eos_penalty": 0.0}, [-2.0, 0.2, 0.6, 0.0]),
@@ -415,8 +429,6 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
         again.run()
         same(wanted, state_of(again))
         assert logged(again) == logged(whole)
-        kept = models.adapter_weights(place / "stage" / "best")
-        same(models.adapter_weights(tmp_path / "whole" / "stage" / "best"), kept)
 
 
 def test_a_rollout_meets_every_prompt_once_a_pass_and_each_update_its_share():
@@ -500,7 +512,8 @@ def test_alarms_ring_at_the_third_rollout_in_a_row(settings, kl, entropy, tokens
     told = [alarms.check(kl, entropy, tokens) for _ in range(3)]
     assert told[:2] == [None, None]
     assert word in str(told[2])
-    assert watch.Alarms(PpoSection()).check(1e9, -1.0, 1e9) is None  # all are off by default
+    off = watch.Alarms(PpoSection(max_kl=0, min_entropy=0, max_length_drift=0))
+    assert [off.check(1e9, 0.0, n) for n in (1.0, 1e9, 1e9, 1e9)] == [None] * 4
 
 
 def test_the_adapter_that_is_kept_is_of_the_best_look(model_folders, start, tmp_path):
@@ -514,9 +527,8 @@ def test_the_adapter_that_is_kept_is_of_the_best_look(model_folders, start, tmp_
 
     run._look = look  # type: ignore[method-assign]
     run.run()
-    kept = models.adapter_weights(tmp_path / "stage" / "best")
     wanted = weights[run.best.iteration]
-    assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(run.course.best[name], wanted[name]) for name in wanted)
     assert [each.iteration for each in run.course.looks] == [0, 1, 2, 3]
     assert run.course.looks[0].win_rate == 0.5
 

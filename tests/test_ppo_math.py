@@ -187,7 +187,10 @@ def test_the_multiplier_rises_while_the_constraint_is_broken_and_never_pays() ->
 
 def test_no_quality_pays_for_an_unsafe_reply_under_the_gate() -> None:
     quality, safe = torch.tensor([1.0, 0.0, 0.4]), torch.tensor([False, True, True])
-    assert gated(quality, safe, -1.0).tolist() == pytest.approx([-1.0, 0.0, 0.4])
+    nothing, cut = torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])
+    assert gated(quality, safe, -1.0, nothing).tolist() == pytest.approx([-1.0, 0.0, 0.4])
+    assert gated(quality, safe, 0.0, cut).tolist() == pytest.approx([0.0, 0.0, 0.0])
+    assert gated(quality, ~safe, 0.0, cut).tolist() == pytest.approx([1.0, 0.0, -1.0])
     assert penalised(quality, safe, 1.0).tolist() == pytest.approx([0.0, 0.0, 0.2])
 
 
