@@ -11,7 +11,7 @@ from sft.service_settings import Positive, Section, host_of, is_local
 
 # What steers only the project's own loop: TRL's trainers have no critic, no alarms, and a fixed KL.
 PPO_ONLY = (
-    *("baseline", "value", "kl_target", "target_kl", "ent_coef", "whiten_rewards"),
+    *("value", "kl_target", "target_kl", "ent_coef", "whiten_rewards"),
     *("max_kl", "min_entropy", "max_length_drift", "rollout_url"),
 )
 
