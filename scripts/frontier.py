@@ -1,15 +1,14 @@
 """Gold against proxy over the square root of KL: DPO, best-of-n and PPO, with and without the gate.
 
     python scripts/ppo.py --config configs/quickstart.yaml
-    python scripts/ppo.py --config configs/quickstart.yaml --run no-gate --ppo.safety none \
-        --start_adapter runs/quickstart/finetune/adapter
-    python scripts/frontier.py --config configs/quickstart.yaml --without_gate no-gate
+    python scripts/ppo.py --config configs/quickstart.yaml --run quickstart-no-gate \
+        --ppo.safety none --start_adapter runs/quickstart/finetune/adapter
+    python scripts/frontier.py --config configs/quickstart.yaml
 
-Writes `runs/<run>/frontier/frontier.json`, which the report of `evaluate_policy.py` draws. Asks the
-held-out prompts of PPO's looks, not those of the proof.
+Reads PPO of `<run>` and of `<run>-no-gate`, asks the held-out prompts of their looks, not those of
+the proof, and writes `runs/<run>/frontier/frontier.json`, which the report of PPO draws.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,10 +21,7 @@ from sft.files import UserError, write_json
 
 def main(argv: list[str]) -> None:
     """Compute all points with these command-line arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--without_gate", default="no-gate")
-    args, rest = parser.parse_known_args(argv)
-    recipe = config.load(rest, "ppo", __doc__ or "")
+    recipe = config.load(argv, "ppo", __doc__ or "")
     start = lineage.baseline_adapter(recipe)
     rounds = range(1, recipe.rounds + 1)
     made = {n: runs.stage_folder(recipe, "dpo", n) / "adapter" for n in rounds}
@@ -34,7 +30,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"no adapters of DPO in {runs.run_folder(recipe)}: run scripts/align.py")
     ppo = {
         "gate": runs.stage_folder(recipe, "ppo"),
-        "none": Path(recipe.runs_dir) / args.without_gate / "ppo",
+        "none": Path(recipe.runs_dir) / f"{recipe.run}-no-gate" / "ppo",
     }
     inputs = {f"ppo {safety}": folder / "adapter" for safety, folder in ppo.items()}
     inputs |= {f"dpo {n}": folder for n, folder in there.items()}

@@ -182,7 +182,10 @@ PPO = shlex.split("""
 def test_ppo_is_proved_and_exported_beside_dpo_and_drawn_against_it(
     copied: Run, scripts: dict[str, ModuleType]
 ) -> None:
-    said = call(scripts, "ppo", copied.flags(*PPO, "--ppo.reward", "model"))
+    start = ["--start_adapter", str(copied.stage("finetune") / "adapter")]
+    shutil.copytree(copied.stage("fit_reward"), copied.runs / "of-model" / "reward")
+    call(scripts, "ppo", copied.flags(*PPO, "--run", "of-model", "--ppo.reward", "model", *start))
+    said = call(scripts, "ppo", copied.flags(*PPO))
     assert "2 rollouts x 3 prompts x 2 replies = 12 replies" in said
     assert "held out after 0 rollouts" in said and "kept the adapter after" in said
     made = read_json(copied.home / "ppo" / "manifest.json")
@@ -191,9 +194,9 @@ def test_ppo_is_proved_and_exported_beside_dpo_and_drawn_against_it(
         made["inputs"]["adapter"]["sha256"]
         == read_json(copied.stage("finetune") / "manifest.json")["outputs"]["adapter"]
     )
-    assert {"adapter", "prompts.jsonl"} == set(made["outputs"])
-    start = ["--start_adapter", str(copied.stage("finetune") / "adapter")]
-    call(scripts, "ppo", copied.flags(*PPO, "--run", "no-gate", "--ppo.safety", "none", *start))
+    assert {"adapter", "prompts.jsonl", "looks.jsonl"} == set(made["outputs"])
+    ungated = ["--run", "small-no-gate", "--ppo.safety", "none", *start]
+    call(scripts, "ppo", copied.flags(*PPO, *ungated))
     drawn = call(scripts, "frontier", copied.flags(*PPO))
     assert re.search(r"gate +DPO +round 1 +KL", drawn)
     assert re.search(r"none +best of n +best of 16 +KL  1.84", drawn)
