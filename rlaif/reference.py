@@ -8,7 +8,7 @@ finds and scores what is new. Not here: what is learned against them (`rlaif.tre
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from sft.files import sha256_of, short_hash, storage_errors
 from sft.lineage import base_marks
 
 FILE = "reference.safetensors"
+TENSORS = ("names", "lengths", "log_probs")
 Known = dict[bytes, torch.Tensor]  # log-probabilities of a candidate's tokens by `digest`
 
 
@@ -71,8 +72,11 @@ def load(path: Path, key: str) -> Stored:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") != key:
                 return Stored({}, "they are of another model, adapter or precision")
-            names, lengths = file.get_tensor("names"), file.get_tensor("lengths").tolist()
-            values = file.get_tensor("log_probs").split(lengths)
+            tensors = {name: file.get_tensor(name) for name in TENSORS}
+            if (file.metadata() or {}).get("sha256") != _sum_of(tensors):
+                return Stored({}, "the file is damaged: its SHA-256 is another")
+            names, lengths = tensors["names"], tensors["lengths"].tolist()
+            values = tensors["log_probs"].split(lengths)
     except SafetensorError as error:
         return Stored({}, f"the file cannot be read ({error})")
     return Stored({bytes(n.tolist()): v for n, v in zip(names, values, strict=True)}, None)
@@ -89,8 +93,16 @@ def save(path: Path, key: str, known: Known) -> None:
     tensors = {"names": names, "lengths": lengths, "log_probs": torch.cat([*known.values()])}
     beside = path.with_suffix(".partial")
     with storage_errors(path):
-        save_file(tensors, beside, metadata={"key": key})
+        save_file(tensors, beside, metadata={"key": key, "sha256": _sum_of(tensors)})
         beside.replace(path)
+
+
+def _sum_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the tensors: a bit that flipped on a disk would teach another preference."""
+    digest = hashlib.sha256()
+    for name in TENSORS:
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

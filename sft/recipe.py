@@ -284,10 +284,11 @@ def _pairs(r: Recipe) -> list[Problem]:
 def _room(r: Recipe) -> list[Problem]:
     """Tokens that a reply, a prompt and the model's positions must share."""
     found: list[Problem] = []
-    for name, longest in (
-        ("generate", r.generate.max_new_tokens),
-        ("evaluate", r.evaluate.max_new_tokens),
-    ):
+    replies = {"generate": r.generate.max_new_tokens, "evaluate": r.evaluate.max_new_tokens}
+    # The section's defaults are for those who ask for it.
+    if "ppo" in r.model_fields_set:
+        replies["ppo"] = r.ppo.max_new_tokens
+    for name, longest in replies.items():
         if r.model.max_length <= longest:
             text = (
                 f"replies of {longest} tokens leave no room for a prompt in"

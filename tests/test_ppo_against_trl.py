@@ -14,8 +14,7 @@ What is not compared, because the two differ by intent:
 - TRL takes the mean of each micro-batch, this project that of a mini-batch's tokens: there is one
   micro-batch.
 - TRL does not clip gradients in PPO, whatever `max_grad_norm` says: it is off here.
-- TRL weighs the value loss by `vf_coef` though nothing is shared between its two models; here a
-  value function of its own has the weight 1, and so has TRL's.
+Both weigh the value loss with 1: nothing is shared between the two models.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def trl() -> Path:
 def recipe_of(folder: Path, whiten: bool) -> Recipe:
     ppo = {
         "value": "adapter", "safety": "none", "whiten_rewards": whiten, "temperature": TEMPERATURE,
-        "max_grad_norm": 0, "num_return_sequences": K, "max_new_tokens": REPLY,
+        "max_grad_norm": 0, "vf_coef": 1.0, "num_return_sequences": K, "max_new_tokens": REPLY,
         "per_device_train_batch_size": 8, "warmup_steps": 0, **SETTINGS,
     }  # fmt: skip
     model = {

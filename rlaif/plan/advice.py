@@ -80,7 +80,9 @@ def _smaller(recipe: Recipe, stage: str) -> Iterator[tuple[str, object, object, 
     inner = recipe.model
     if not inner.load_in_4bit:
         yield _of_model(recipe, "load_in_4bit", True)
-    replies = (recipe.generate.max_new_tokens, recipe.evaluate.max_new_tokens)
+    replies = [recipe.generate.max_new_tokens, recipe.evaluate.max_new_tokens]
+    if "ppo" in recipe.model_fields_set:
+        replies.append(recipe.ppo.max_new_tokens)
     if (tokens := inner.max_length // 2) >= max(SMALLEST_LENGTH, *(n + 64 for n in replies)):
         yield _of_model(recipe, "max_length", tokens)
 

@@ -175,7 +175,9 @@ def _gpu_head(model: Model, work: Work) -> int:
     return tile + work.positions * hidden * (2 * wide + 4)
 
 
-def sampling(model: Model, rows: int, k: int, texts: Longest) -> dict[str, int]:
+def sampling(
+    model: Model, rows: int, k: int, texts: Longest, *, merges: bool = True
+) -> dict[str, int]:
     """What sampling k replies a prompt takes beside weights: rows at once, all of full length."""
     rows = max(k, rows - rows % k)
     vocabulary = model.counts.embedding // model.shape.config.hidden_size
@@ -186,7 +188,7 @@ def sampling(model: Model, rows: int, k: int, texts: Longest) -> dict[str, int]:
     found = {"KV cache": cache, "one token of all rows": token}
     reading = cache * texts.prompt // ((texts.prompt + texts.reply) * k)
     first = {"KV cache": reading, "reading the prompts": model.alive(prompt).fixed}
-    if model.dtype == torch.float32:  # the adapter is added to a copy of the weights
+    if merges and model.dtype == torch.float32:  # the adapter is added to a copy of the weights
         merged = {"weights with the adapter": 4 * model.counts.layers}
         found, first = found | merged, first | merged
     return max(found, first, key=lambda parts: sum(parts.values()))
@@ -228,8 +230,8 @@ def _ppo(model: Model, texts: Longest) -> dict[str, dict[str, int]]:
     return {
         "updates": held | activations(model, update),
         "scoring": held | activations(model, scoring),
-        "sampling": held | sampling(model, rows, k, texts),
-        "a look": held | sampling(model, rows, 1, texts),
+        "sampling": held | sampling(model, rows, k, texts, merges=False),
+        "a look": held | sampling(model, rows, 1, texts, merges=False),
     }
 
 
