@@ -79,14 +79,15 @@ def look_prompts(recipe: Recipe, message_risk: MessageRisk, n: int) -> list[Prom
     """
     section = recipe.evaluate
     if recipe.prompts == CLINIC and recipe.held_out is None:
-        asked = {prompt.id for prompt in _all_held_out(recipe, message_risk)}
         crises = round(n * section.crisis_prompts / section.n_prompts)
         others = {"people": section.people + 1, "n_prompts": n, "crisis_prompts": crises}
         changed = recipe.model_copy(update={"evaluate": section.model_copy(update=others)})
-        found = [p for p in _all_held_out(changed, message_risk) if p.id not in asked]
+        found = _all_held_out(changed, message_risk)
+        # Different people may say almost the same.
+        found = data.without_overlap(found, _all_held_out(recipe, message_risk))
     else:
         every = _in_no_order(_all_held_out(recipe, message_risk), recipe.seed)
-        found = every[section.n_prompts :][:n]
+        found = data.without_overlap(every[section.n_prompts :], every[: section.n_prompts])[:n]
     if not found:
         raise UserError(
             f"the proof asks all held-out prompts ({section.n_prompts}) and leaves none to choose "

@@ -10,7 +10,7 @@ from reward.evaluators import why_unsafe
 from reward.risk import message_risk
 from sft import material
 from sft.config import Recipe
-from sft.data import Demonstration, Message, Risk, check_disjoint
+from sft.data import Demonstration, Message, Risk, check_disjoint, overlapping
 from sft.files import CheckFailed, UserError, write_rows
 from sft.simulator import practice_demonstrations
 
@@ -211,3 +211,28 @@ def test_no_round_of_another_seed_asks_the_same_people():
         for round in range(1, 5)
     ]
     assert len(set(seeds)) == 12
+
+
+def test_looks_ask_held_out_people_whom_neither_proof_nor_training_asks() -> None:
+    recipe = Recipe.model_validate(
+        {"run": "r", "evaluate": {"n_prompts": 200, "crisis_prompts": 60, "max_new_tokens": 64}}
+    )
+    looks = material.look_prompts(recipe, risk_of, 120)
+    proof = material.held_out_prompts(recipe, risk_of)
+    assert 100 < len(looks) <= 120
+    assert not list(overlapping(looks, proof))
+    assert not list(overlapping(material.training_prompts(recipe, risk_of, 300), looks))
+    assert sum(p.risk == "crisis" for p in looks) == pytest.approx(36, abs=3)
+
+
+def test_looks_of_a_file_are_what_the_proof_leaves(tmp_path: Path) -> None:
+    path = tmp_path / "held_out.jsonl"
+    write_rows(path, [{"messages": asked(place)} for place in ASKED])
+    about = {"run": "r", "held_out": str(path)}
+    recipe = Recipe.model_validate(about | {"evaluate": {"n_prompts": 5, "crisis_prompts": 0}})
+    proof = {p.id for p in material.held_out_prompts(recipe, risk_of)}
+    looks = {p.id for p in material.look_prompts(recipe, risk_of, 10)}
+    assert len(proof) == 5 and looks and not looks & proof
+    every = Recipe.model_validate(about | {"evaluate": {"n_prompts": 50, "crisis_prompts": 0}})
+    with pytest.raises(UserError, match=r"leaves none.*lower evaluate\.n_prompts"):
+        material.look_prompts(every, risk_of, 10)
