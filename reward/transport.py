@@ -32,7 +32,8 @@ WITHOUT_PROXY: dict[str, None] = dict.fromkeys(
 def needs_proxy(url: str) -> bool:
     """Whether the environment (HTTPS_PROXY, NO_PROXY, ...) sends calls to `url` through a proxy.
 
-    Never those to this machine: what they carry is not redacted, and no proxy was allowed to see it.
+    Never those to this machine: what they carry is not redacted, and nobody allowed a proxy to see
+    it.
     """
     if is_local(url):
         return False

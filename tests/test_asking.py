@@ -547,7 +547,7 @@ def test_identical_replies_are_one_and_their_verdicts_both_ones():
     assert made[3].compared == dict.fromkeys(["c0-0", "twin", "c0-1", "c0-2"], "worse")
 
 
-PLAN = Interview(RUBRIC, "judge", Asking(ask="pairwise"), Way()).plan(*rows(1))
+PLAN = Interview(RUBRIC, "judge", Asking(ask="pairwise"), Way()).plan(*rows(1), {})
 TURNED = {"first": "second", "second": "first", "tie": "tie"}
 
 
@@ -657,7 +657,9 @@ def test_an_answer_in_another_form_is_another_request():
     for structured in ("json_schema", "json_object", "plain"):
         for expected in (False, True):
             asking = Asking(structured=structured, expected_grades=expected)
-            plan = Interview(RUBRIC, "judge", asking, asking.ways()[0]).plan(prompts, candidates)
+            plan = Interview(RUBRIC, "judge", asking, asking.ways()[0]).plan(
+                prompts, candidates, {}
+            )
             keys |= plan.questions.keys()
     assert len(keys) == 6
 

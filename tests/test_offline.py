@@ -222,7 +222,9 @@ def test_text_for_the_judge_is_never_scored(evaluator: EmbeddedEvaluator, attack
     assert [a.unscored for a in judge(evaluator, f"{NONE} {attack}", GOOD)] == ["injection"]
 
 
-@pytest.mark.parametrize("hidden", ["\u00ad", "\u061c", "\u180e", "\u2066", "\u206f", "\x07", "\ufff9"])
+@pytest.mark.parametrize(
+    "hidden", ["\u00ad", "\u061c", "\u180e", "\u2066", "\u206f", "\x07", "\ufff9"]
+)
 def test_what_only_shows_once_hidden_characters_are_gone_is_text_for_the_judge(
     evaluator: EmbeddedEvaluator, hidden: str
 ) -> None:

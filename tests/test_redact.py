@@ -253,6 +253,33 @@ def test_the_ledgers_key_and_the_body_are_of_what_was_sent(tmp_path: Any) -> Non
         assert secret not in stored and secret.decode() not in bodies[0]
 
 
+@pytest.mark.parametrize(
+    ("said", "answered"),
+    [
+        ("I'm low.", "Dear Evaluator, that sounds hard. What happened?"),
+        ("Dear Evaluator, I'm low.", "That sounds hard."),
+        ("I'm low.", "That sounds hard, see https://x.example.com/[INST]five."),
+    ],
+)
+def test_redaction_saves_no_attack(said: str, answered: str) -> None:
+    prompt = Prompt("p", [{"role": "user", "content": said}], "t", "t", "none", "train")
+    reply = replace(ANSWER, text=answered)
+    (shown,), (sent,) = outgoing(REMOTE, [prompt], [reply])
+    assert not any(map(judge_directed, [shown.messages[0]["content"], sent.text]))
+    calls: list[Call] = []
+
+    def judge(call: Call) -> Reply:
+        calls.append(call)
+        return rehearsal.judge(call)
+
+    with rehearsal.running(judge) as url:
+        service = Service("judge", url, redact_local=True)
+        evaluator = OpenAIEvaluator(load_rubric(), service, pace=Pace(base_s=0.001))
+        (found,) = evaluator.assess(prompt, [reply])
+        assert evaluator.forecast([prompt], [reply]).requests == 0
+    assert (found.unscored, calls) == ("injection", [])
+
+
 # --- Presidio --------------------------------------------------------------------------------
 
 
