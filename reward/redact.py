@@ -93,11 +93,14 @@ class Veil:
             self._typed.update(_PLACEHOLDER.findall(text))
         for text in visible:
             for place in self._places(text):
-                parts = place.normal.split() if place.kind == "NAME" else [place.normal]
+                parts, written = [place.normal], list[str]()
+                if place.kind == "NAME":
+                    # As written, too: small letters of other lengths would not find it again.
+                    parts, written = place.normal.split(), place.value.split()
                 made = self._known.get((place.kind, parts[0])) or self._next(place.kind)
                 self._values.setdefault(made, place.value)
                 # Whoever was introduced by full name is then called by one part of it.
-                for part in parts:
+                for part in (*parts, *written):
                     self._known.setdefault((place.kind, part), made)
 
     def hide(self, text: str) -> str:
@@ -141,14 +144,17 @@ class Veil:
         if not names:
             return []
         found: list[tuple[int, int, str]] = []
-        any_of = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+        names.sort(key=len, reverse=True)
+        any_of = "|".join(f"({re.escape(name)})" for name in names)
         for match in re.finditer(rf"(?<!\w)(?:{any_of})(?!\w)", text, re.IGNORECASE):
             start, end = match.span()
             # Will is a name, and "will" is none.
             if match[0].islower() and is_common(match[0]):
                 continue
             if not any(a < end and start < b for a, b, _ in taken):
-                found.append((start, end, self._known["NAME", match[0].casefold()]))
+                # Which one it is cannot be told by the letters: ı counts as i here.
+                name = names[int(match.lastindex or 0) - 1]
+                found.append((start, end, self._known["NAME", name]))
         return found
 
     def _next(self, kind: str) -> str:

@@ -147,6 +147,32 @@ def test_placeholders_are_stable_within_a_conversation() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("texts", "hidden"),
+    [
+        (["my name is Strau\u00df"], ["my name is [NAME_1]"]),
+        (["my name is Strau\u00df's."], ["my name is [NAME_1]'s."]),
+        (["I'm Ida Gro\u00df, and low."], ["I'm [NAME_1], and low."]),
+        (["I'm Gro\u00df.", "Gro\u00df and GROSS are one."],
+         ["I'm [NAME_1].", "[NAME_1] and [NAME_1] are one."]),
+        (["I'm \u0130lker.", "\u0130lker left."], ["I'm [NAME_1].", "[NAME_1] left."]),
+        (["I'm Ida.", "\u0131da and Ida"], ["I'm [NAME_1].", "[NAME_1] and [NAME_1]"]),
+    ],
+)  # fmt: skip
+def test_letters_whose_small_forms_are_others_move_no_place(
+    texts: list[str], hidden: list[str]
+) -> None:
+    assert hide(*texts) == hidden
+
+
+@given(st.text(alphabet="Aa\u00df\u1e9e\u0130\u0131i\u017fs\u212ak\ufb01\u0345' ", max_size=12))
+def test_no_name_ends_outside_its_text(name: str) -> None:
+    text = f"my name is {name}"
+    for start, end in by_rules(text):
+        assert 0 <= start < end <= len(text)
+    assert len(hide(text, name)) == 2
+
+
 def test_what_was_taken_out_can_be_put_back() -> None:
     veil = Veil(by_rules)
     veil.learn(["I'm Marit (marit@example.org)."])
