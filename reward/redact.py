@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 from reward.fluency import is_common
 from reward.lexicon import load_asset
@@ -152,7 +153,7 @@ class Veil:
             if match[0].islower() and is_common(match[0]):
                 continue
             if not any(a < end and start < b for a, b, _ in taken):
-                # Which one it is cannot be told by the letters: ı counts as i here.
+                # Which one it is cannot be told by the letters: a dotless i counts as i here.
                 name = names[int(match.lastindex or 0) - 1]
                 found.append((start, end, self._known["NAME", name]))
         return found
@@ -185,6 +186,8 @@ def _identifies(groups: Sequence[str]) -> bool:
     """Whether a number in groups of digits may be somebody's own: counting down from ten is not,
     nor is a public number with "24/7" behind it.
     """
+    if _counts(groups):
+        return False
     left = 0
     at = 0
     while at < len(groups):
@@ -192,7 +195,15 @@ def _identifies(groups: Sequence[str]) -> bool:
         public = next((end for end in ends if "".join(groups[at:end]) in public_numbers()), None)
         left += 0 if public else len(groups[at])
         at = public or at + 1
-    return left >= FEWEST_DIGITS and max(map(len, groups)) > 2
+    return left >= FEWEST_DIGITS
+
+
+def _counts(groups: Sequence[str]) -> bool:
+    """Whether somebody counts up or down by one there; telephone numbers in pairs do not."""
+    if any(len(group) > 2 or group.startswith("0") for group in groups):
+        return False
+    steps = {int(after) - int(before) for before, after in pairwise(groups)}
+    return steps in ({1}, {-1})
 
 
 @cache

@@ -51,6 +51,9 @@ def hide(*texts: str) -> list[str]:
         ("SSN 112-34-5678", "SSN [PHONE_1]"),  # though 112 alone would be public
         ("988-555-1234", "[PHONE_1]"),
         ("policy 4930021, IBAN GB29 NWBK 6016 1331 9268 19", "policy [PHONE_1], IBAN [NUMBER_1]"),
+        ("ring 06 12 34 56 78", "ring [PHONE_1]"),
+        ("or 06 07 08 09 10", "or [PHONE_1]"),
+        ("sort code 12-34-56 or 12 34 57", "sort code [NUMBER_1] or [NUMBER_2]"),
         ("card 4111 1111 1111 1111", "card [NUMBER_1]"),
         ("born 12/03/1985", "born [NUMBER_1]"),
         ("my name is grace", "my name is [NAME_1]"),
@@ -73,6 +76,7 @@ def test_what_identifies_somebody_is_taken_out(text: str, hidden: str) -> None:
     "text",
     [
         "Count 10 9 8 7 6 5 4 3 2 1, breathe 4-7-8, then 5-4-3-2-1.",
+        "Count 1 2 3 4 5 6 7, or 12 11 10 9 8.",
         "I took 1500 mg at 10:30 in room 101 in 2019.",
         "I looked at him. then he left me at home.so I cried",
         "I'm Tired, I'm Catholic, I am Autistic. This is Hard. Call me Back!",
