@@ -12,8 +12,7 @@ import unicodedata
 from functools import lru_cache
 
 from reward.lexicon import matcher
-from reward.request import clean
-from reward.text import sentences
+from reward.text import sentences, visible
 
 # Chat-template and role marks, fences and fields of a verdict: no counsellor writes these.
 _MARKS = re.compile(
@@ -102,7 +101,7 @@ def judge_directed(text: str) -> bool:
         >>> judge_directed("You could rate your worry from one to ten each evening.")
         False
     """
-    return any(map(_speaks_to_judge, {text, clean(text)}))
+    return any(map(_speaks_to_judge, {text, visible(text)}))
 
 
 def _speaks_to_judge(text: str) -> bool:

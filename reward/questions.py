@@ -12,10 +12,11 @@ from reward.asking import Asking, Way
 from reward.expected import expected_grades
 from reward.injection import judge_directed
 from reward.ledger import Answer
-from reward.request import Form, clean, turns
+from reward.request import Form, turns
 from reward.rubric import Rubric
 from reward.service import Request
 from reward.several import Comparing, Safety, Together
+from reward.text import visible
 from reward.verdict import Verdict, read_verdict, read_verdicts
 from sft.candidates import Candidate
 from sft.data import Prompt, Risk
@@ -134,7 +135,7 @@ class Interview:
             if prompt.id not in names:
                 names[prompt.id] = to_json([prompt.risk, turns(prompt)])
             group = groups.setdefault(names[prompt.id], {})
-            text = clean(candidate.text)
+            text = visible(candidate.text)
             if text in group:
                 slots[group[text]].candidates.append(candidate)
             else:

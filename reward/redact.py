@@ -18,8 +18,8 @@ from itertools import pairwise
 from reward.fluency import is_common
 from reward.lexicon import load_asset
 from reward.names import FindNames, name_finder
-from reward.request import clean
 from reward.service import Service
+from reward.text import visible
 from sft.candidates import Candidate
 from sft.data import Message, Prompt
 
@@ -89,10 +89,10 @@ class Veil:
 
     def learn(self, texts: Iterable[str]) -> None:
         """Give what identifies somebody in the texts its placeholders, in their order."""
-        visible = [clean(text) for text in texts]
-        for text in visible:
+        seen = [visible(text) for text in texts]
+        for text in seen:
             self._typed.update(_PLACEHOLDER.findall(text))
-        for text in visible:
+        for text in seen:
             for place in self._places(text):
                 parts, written = [place.normal], list[str]()
                 if place.kind == "NAME":
@@ -107,17 +107,17 @@ class Veil:
     def hide(self, text: str) -> str:
         """The text with placeholders for all that identifies somebody in it or was learnt."""
         self.learn([text])
-        visible = clean(text)
-        places = self._places(visible)
+        seen = visible(text)
+        places = self._places(seen)
         spans = [
             (place.start, place.end, self._known[place.kind, place.normal.split()[0]])
             for place in places
         ]
-        spans += self._called(visible, spans)
+        spans += self._called(seen, spans)
         if not spans:
             return text
         # Hidden characters elsewhere in the text stay: detectors of attacks look for them.
-        at = [i for i, character in enumerate(text) if clean(character)]
+        at = [i for i, character in enumerate(text) if visible(character)]
         for start, end, placeholder in sorted(spans, reverse=True):
             text = text[: at[start]] + placeholder + text[at[end - 1] + 1 :]
         return text

@@ -14,10 +14,11 @@ from reward import rehearsal
 from reward.client import MOST_UNREAD, REJECTED
 from reward.rehearsal import Call, Reply, completion
 from reward.remote import OpenAIEvaluator
-from reward.request import Form, clean
+from reward.request import Form
 from reward.rubric import load_rubric
 from reward.score import score
 from reward.service import Pace, Service
+from reward.text import visible
 from reward.verdict import read_verdict, verdict_schema
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -188,7 +189,7 @@ def test_texts_to_judge_stand_between_unforeseeable_marks_and_are_cleaned():
     first, second = (messages[1]["content"] for messages in sent)
     assert first.split("\n")[0] != second.split("\n")[0]
     assert json.loads(first.split("\n")[1])["reply"] == "fine"
-    assert clean("a\tb\nü") == "a\tb\nü"
+    assert visible("a\tb\nü") == "a\tb\nü"
 
 
 def test_the_key_tells_apart_what_shapes_an_answer_and_nothing_else():
