@@ -20,7 +20,7 @@ from openai.types import Batch
 
 from reward.budget import most_tokens
 from reward.client import Unread, settle
-from reward.faults import Failure, by_status, failure_of, read_body, refusal
+from reward.faults import Failure, by_status, failure_of, read_body, refusal, short
 from reward.ledger import Answer, Attempt, BatchNote, Entry, Ledger
 from reward.service import Request, Service
 from reward.transport import WITHOUT_PROXY
@@ -185,9 +185,10 @@ class _Desk:
         entries += self._settled(note.input_hash)
         self.ledger.append([*entries, BatchNote(note.input_hash, "done", batch.id)])
         if batch.status == "failed":
-            said = [error.message for error in (batch.errors.data or [])] if batch.errors else []
+            told = (batch.errors.data or []) if batch.errors else []
+            said = [short(str(error.message)) for error in told]
             raise EvaluatorStopped(
-                f"{self.service.name} refuses the batch {batch.id}: {'; '.join(map(str, said[:3]))}"
+                f"{self.service.name} refuses the batch {batch.id}: {'; '.join(said[:3])}"
             )
         return reasons
 
