@@ -72,7 +72,8 @@ class OpenAIEvaluator:
             service.key()
         self.name, self.service, self._offline = service.name, service, offline
         self._rubric, self.rubric = rubric, rubric.id
-        self.ledger, self._memory, self._afresh = ledger, memory_ledger(), afresh
+        self.ledger = ledger
+        self._memory = None if ledger or afresh else memory_ledger()
         self._found_way: Way | None = None
         self._pace, self._asking = pace or Pace(), asking or Asking()
         self._interviews: dict[tuple[Asking, Way], Interview] = {}
@@ -254,7 +255,7 @@ class OpenAIEvaluator:
     def _opened(self) -> AbstractContextManager[Ledger]:
         if self.ledger:
             return open_ledger(self.ledger)
-        return nullcontext(memory_ledger() if self._afresh else self._memory)
+        return nullcontext(self._memory or memory_ledger())
 
     def _interview(self, asking: Asking, way: Way) -> Interview:
         if (asking, way) not in self._interviews:

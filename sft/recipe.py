@@ -222,7 +222,7 @@ def _pairs(r: Recipe) -> list[Problem]:
     found: list[Problem] = []
     ratio = r.pair.max_length_ratio
     if 0 < ratio < 1:
-        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
+        text = "how much longer a chosen reply may be is never below 1: give 1 or more, or 0 = off"
         found.append((("pair.max_length_ratio",), text))
     if 1 <= ratio <= LONGER and r.pair.max_longer_share < 1:
         text = (

@@ -728,13 +728,14 @@ def test_a_service_without_probabilities_is_told_and_its_plain_answers_count(pat
     assert all("plain_grades" in a.flags for a in [*made, *fixed])
 
 
-def test_a_service_that_refuses_probabilities_is_asked_without(path, capsys):
+@pytest.mark.parametrize("structured", ["auto", "json_schema"])
+def test_a_service_that_refuses_probabilities_is_asked_without(path, capsys, structured):
     def refusing(call: Call) -> Reply | None:
         text = {"error": {"message": "logprobs is not supported"}}
         return Reply(400, text) if "logprobs" in call.body else None
 
     with rehearsal.running(refusing_judge := Recording(refusing)) as url:
-        made = score(evaluator(url, path, replace(EXPECTED, structured="auto")), 5)
+        made = score(evaluator(url, path, replace(EXPECTED, structured=structured)), 5)
     assert all(a.scored for a in made)
     assert len(refusing_judge.bodies) == 5 * K + 3
     assert "gives no log-probabilities" in capsys.readouterr().err
