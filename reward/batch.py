@@ -20,9 +20,10 @@ from openai.types import Batch
 
 from reward.budget import most_tokens
 from reward.client import Unread, settle
-from reward.faults import Failure, by_status, failure_of, read_body, refusal
+from reward.faults import Failure, by_status, failure_of, read_body, refusal, short
 from reward.ledger import Answer, Attempt, BatchNote, Entry, Ledger
 from reward.service import Request, Service
+from reward.transport import WITHOUT_PROXY
 from sft.files import EvaluatorStopped
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # the service's own limits for a file
@@ -98,7 +99,7 @@ def ask_in_batches(
 def _connected(service: Service) -> Iterator[openai.OpenAI]:
     """The service; what it refuses ends the run and says how to go on."""
     # As with single calls: conversations go to no host that the user has not named.
-    http = openai.DefaultHttpxClient(follow_redirects=False)
+    http = openai.DefaultHttpxClient(follow_redirects=False, mounts=WITHOUT_PROXY)
     try:
         with openai.OpenAI(
             api_key=service.key(), base_url=service.url, max_retries=RETRIES, http_client=http
@@ -184,9 +185,10 @@ class _Desk:
         entries += self._settled(note.input_hash)
         self.ledger.append([*entries, BatchNote(note.input_hash, "done", batch.id)])
         if batch.status == "failed":
-            said = [error.message for error in (batch.errors.data or [])] if batch.errors else []
+            told = (batch.errors.data or []) if batch.errors else []
+            said = [short(str(error.message)) for error in told]
             raise EvaluatorStopped(
-                f"{self.service.name} refuses the batch {batch.id}: {'; '.join(map(str, said[:3]))}"
+                f"{self.service.name} refuses the batch {batch.id}: {'; '.join(said[:3])}"
             )
         return reasons
 

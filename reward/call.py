@@ -21,7 +21,7 @@ import httpx2
 import openai
 
 from reward.budget import Budget, most_tokens
-from reward.faults import Failure, failure_of, read_response, refusal
+from reward.faults import Failure, failure_of, read_response, refusal, without_echo
 from reward.gate import Closed, Gate
 from reward.ledger import Answer, Attempt, Entry, Ledger
 from reward.service import Pace, Request, Service
@@ -148,6 +148,8 @@ class Caller:
             bound = self._most(body, max_tokens)
             await self._reserve(request.key, bound)
             outcome = await self._send(request.key, body)
+            if isinstance(outcome, Failure):
+                outcome = without_echo(outcome, body)
             overload = isinstance(outcome, Failure) and outcome.overload
             # Before the place is given back: whoever gets it would call once more.
             if isinstance(outcome, Failure) and outcome.kind == "fatal":

@@ -46,14 +46,15 @@ class Trial(BaseModel):
 def noted_way(ledger: Ledger, service: Service, asking: Asking) -> Way | None:
     """The form to ask for: the one that is given, or noted; None = to be found out."""
     ways = asking.ways()
-    if len(ways) == 1 or asking.structured != "auto":
+    if len(ways) == 1:
         return ways[0]
     said = ledger.form(_note_key(service, asking))
     if said is None:
         return None
     structure, _, logprobs = said.partition(" ")
     known = next((each for each in STRUCTURES if each == structure), None)
-    return None if known is None else Way(known, bool(logprobs))
+    way = None if known is None else Way(known, bool(logprobs))
+    return way if way in ways else None  # a note of "auto" may be of another form than is asked for
 
 
 def find_way(

@@ -11,7 +11,7 @@ import os
 import textwrap
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ import openai
 from reward.expected import digits_of
 from reward.ledger import Answer
 
-QUOTED = 300  # characters of a service's own message; some repeat the whole request
+QUOTED = 300  # characters of a service's own message
+ECHO = 40  # characters in a row by which a message is known to repeat what was asked
 LONGEST_WAIT_S = 24 * 3600.0
 NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 OVERLOADED = frozenset({429, 503, 529})
@@ -64,6 +65,20 @@ def refusal(key: str, outcome: Answer | Failure, asked: str) -> Answer | Failure
     return Answer(key, "", FILTERED, asked, tokens_in=0, tokens_out=0, cost=0.0)
 
 
+def without_echo(failure: Failure, body: Mapping[str, Any]) -> Failure:
+    """The failure without a detail that repeats `ECHO` characters of the messages in `body`.
+
+    Some services send the request back, and what a person wrote belongs on no screen and in no log.
+    """
+    contents = [str(message["content"]) for message in body["messages"]]
+    asked = [" ".join(text.split()) for said in contents for text in (said, json.dumps(said))]
+    said = failure.detail
+    pieces = (said[at : at + ECHO] for at in range(len(said) - ECHO + 1))
+    if any(piece in text for piece in pieces for text in asked):
+        return replace(failure, detail="its message repeats the request and is left out")
+    return failure
+
+
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds to wait by `retry-after-ms`, or `Retry-After` in seconds or as an HTTP date.
 
@@ -98,14 +113,14 @@ def failure_of(error: openai.APIError, url: str) -> Failure:
     if isinstance(error, openai.APIStatusError):
         headers = {name.lower(): value for name, value in error.response.headers.items()}
         return by_status(error.status_code, _shape(error.body), error.message, headers)
-    return Failure("transient", "service: not JSON", _short(error.message), maybe_paid=True)
+    return Failure("transient", "service: not JSON", short(error.message), maybe_paid=True)
 
 
 def by_status(
     status: int, error: Mapping[str, Any], message: str, headers: Mapping[str, str]
 ) -> Failure:
     """What an error status with an error object means."""
-    said, codes = _short(message), {str(error.get("code")), str(error.get("type"))}
+    said, codes = short(message), {str(error.get("code")), str(error.get("type"))}
     if FILTERED in codes:
         return Failure("rejected", "refused", said, maybe_paid=True)
     if 300 <= status < 400:
@@ -159,7 +174,8 @@ def read_body(key: str, body: object, asked: str) -> Answer | Failure:
         if str(error.get("type")).startswith("rate_limit"):
             status = 429
         return by_status(status, error, str(error.get("message", "")), {})
-    choice = next(iter(body.get("choices") or ()), None)
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
         return Failure("transient", "service: no choices", maybe_paid=True)
     message = choice.get("message")
@@ -195,12 +211,12 @@ def _unreached(error: openai.APIConnectionError, url: str) -> Failure:
     if isinstance(error.__cause__, httpx2.ConnectError):
         if "CERTIFICATE" in cause.upper() or "SSL" in cause.upper():
             text = (
-                f"{url}: the certificate is not trusted ({_short(cause)}). Where a proxy or your "
+                f"{url}: the certificate is not trusted ({short(cause)}). Where a proxy or your "
                 "own server signs its certificates itself, export SSL_CERT_FILE=<its CA file>"
             )
             return Failure("transient", "connection: TLS", text)
-        return Failure("transient", "connection", f"{url} cannot be reached: {_short(cause)}")
-    return Failure("transient", "connection lost", _short(cause), maybe_paid=True)
+        return Failure("transient", "connection", f"{url} cannot be reached: {short(cause)}")
+    return Failure("transient", "connection lost", short(cause), maybe_paid=True)
 
 
 def _shape(error: object) -> Mapping[str, Any]:
@@ -215,7 +231,7 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """What a service said, for ledger and screen; some quote the key that they were given."""
     key = os.environ.get("OPENAI_API_KEY")
     return storable(textwrap.shorten(text.replace(key, "[key]") if key else text, QUOTED))

@@ -68,13 +68,14 @@ def by_rules(text: str) -> list[Span]:
             start = match.start("name")
             end = start
             for word in re.finditer(r"\S+", match["name"]):
-                small = word[0].casefold().removesuffix("'s").removesuffix("\u2019s")
+                written = re.sub("['\u2019]s$", "", word[0], flags=re.IGNORECASE)
+                small = written.casefold()
                 first = re.split("['\u2019]", small)[0]  # "Hi, I'd ..." is nobody's either
                 if {small, first} & _nobody() or (
                     end == start and not plain_words and is_common(small)
                 ):
                     break
-                end = start + word.start() + len(small)
+                end = start + word.start() + len(written)  # `small` may be longer: ss for ß
             if end > start:
                 found.add((start, end))
     return sorted(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -12,10 +12,11 @@ from reward.asking import Asking, Way
 from reward.expected import expected_grades
 from reward.injection import judge_directed
 from reward.ledger import Answer
-from reward.request import Form, clean, turns
+from reward.request import Form, turns
 from reward.rubric import Rubric
 from reward.service import Request
 from reward.several import Comparing, Safety, Together
+from reward.text import visible
 from reward.verdict import Verdict, read_verdict, read_verdicts
 from sft.candidates import Candidate
 from sft.data import Prompt, Risk
@@ -108,8 +109,19 @@ class Interview:
         # A preference has no grade of which a mean could be taken.
         self._comparing = Comparing(rubric, model, Way(way.structure))
 
-    def plan(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Plan:
-        """What has to be asked about candidates of these prompts."""
+    def plan(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        refused: Mapping[str, str],
+    ) -> Plan:
+        """What has to be asked about candidates of these prompts.
+
+        Args:
+            prompts: those that the candidates answer, as the judge gets them.
+            candidates: as the judge gets them, in any order.
+            refused: what `refused` says of them, as they were before anything was taken out.
+        """
         asked = {prompt.id: prompt for prompt in prompts}
         unasked: list[tuple[Candidate, str]] = []
         slots: list[Slot] = []
@@ -117,13 +129,13 @@ class Interview:
         names: dict[str, str] = {}
         for candidate in candidates:
             prompt = asked[candidate.prompt_id]
-            if reason := _unasked(prompt, candidate):
-                unasked.append((candidate, reason))
+            if candidate.id in refused:
+                unasked.append((candidate, refused[candidate.id]))
                 continue
             if prompt.id not in names:
                 names[prompt.id] = to_json([prompt.risk, turns(prompt)])
             group = groups.setdefault(names[prompt.id], {})
-            text = clean(candidate.text)
+            text = visible(candidate.text)
             if text in group:
                 slots[group[text]].candidates.append(candidate)
             else:
@@ -221,9 +233,17 @@ def _read_alone(schema: Verdict, answer: Answer) -> list[Said] | str:
     return found if isinstance(found, str) else [Said(found)]
 
 
-def _unasked(prompt: Prompt, candidate: Candidate) -> str | None:
-    """Why a reply is never shown to the judge; None = it is."""
-    if not candidate.text.strip():
-        return "empty"
-    said = [candidate.text, *(message["content"] for message in prompt.messages)]
-    return "injection" if any(map(judge_directed, said)) else None
+def refused(prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Why replies are never shown to the judge, by candidate; the others are.
+
+    It has to see texts as they are: redaction would take an attack for a name or an address, and
+    the reply could then land in a pair, attack and all.
+    """
+    said = {prompt.id: [message["content"] for message in prompt.messages] for prompt in prompts}
+    reasons: dict[str, str] = {}
+    for candidate in candidates:
+        if not candidate.text.strip():
+            reasons[candidate.id] = "empty"
+        elif any(map(judge_directed, [candidate.text, *said[candidate.prompt_id]])):
+            reasons[candidate.id] = "injection"
+    return reasons

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 from reward.fluency import is_common
 from reward.lexicon import load_asset
 from reward.names import FindNames, name_finder
-from reward.request import clean
 from reward.service import Service
+from reward.text import visible
 from sft.candidates import Candidate
 from sft.data import Message, Prompt
 
@@ -88,32 +89,35 @@ class Veil:
 
     def learn(self, texts: Iterable[str]) -> None:
         """Give what identifies somebody in the texts its placeholders, in their order."""
-        visible = [clean(text) for text in texts]
-        for text in visible:
+        seen = [visible(text) for text in texts]
+        for text in seen:
             self._typed.update(_PLACEHOLDER.findall(text))
-        for text in visible:
+        for text in seen:
             for place in self._places(text):
-                parts = place.normal.split() if place.kind == "NAME" else [place.normal]
+                parts, written = [place.normal], list[str]()
+                if place.kind == "NAME":
+                    # As written, too: small letters of other lengths would not find it again.
+                    parts, written = place.normal.split(), place.value.split()
                 made = self._known.get((place.kind, parts[0])) or self._next(place.kind)
                 self._values.setdefault(made, place.value)
                 # Whoever was introduced by full name is then called by one part of it.
-                for part in parts:
+                for part in (*parts, *written):
                     self._known.setdefault((place.kind, part), made)
 
     def hide(self, text: str) -> str:
         """The text with placeholders for all that identifies somebody in it or was learnt."""
         self.learn([text])
-        visible = clean(text)
-        places = self._places(visible)
+        seen = visible(text)
+        places = self._places(seen)
         spans = [
             (place.start, place.end, self._known[place.kind, place.normal.split()[0]])
             for place in places
         ]
-        spans += self._called(visible, spans)
+        spans += self._called(seen, spans)
         if not spans:
             return text
         # Hidden characters elsewhere in the text stay: detectors of attacks look for them.
-        at = [i for i, character in enumerate(text) if clean(character)]
+        at = [i for i, character in enumerate(text) if visible(character)]
         for start, end, placeholder in sorted(spans, reverse=True):
             text = text[: at[start]] + placeholder + text[at[end - 1] + 1 :]
         return text
@@ -141,14 +145,17 @@ class Veil:
         if not names:
             return []
         found: list[tuple[int, int, str]] = []
-        any_of = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+        names.sort(key=len, reverse=True)
+        any_of = "|".join(f"({re.escape(name)})" for name in names)
         for match in re.finditer(rf"(?<!\w)(?:{any_of})(?!\w)", text, re.IGNORECASE):
             start, end = match.span()
             # Will is a name, and "will" is none.
             if match[0].islower() and is_common(match[0]):
                 continue
             if not any(a < end and start < b for a, b, _ in taken):
-                found.append((start, end, self._known["NAME", match[0].casefold()]))
+                # Which one it is cannot be told by the letters: a dotless i counts as i here.
+                name = names[int(match.lastindex or 0) - 1]
+                found.append((start, end, self._known["NAME", name]))
         return found
 
     def _next(self, kind: str) -> str:
@@ -179,6 +186,8 @@ def _identifies(groups: Sequence[str]) -> bool:
     """Whether a number in groups of digits may be somebody's own: counting down from ten is not,
     nor is a public number with "24/7" behind it.
     """
+    if _counts(groups):
+        return False
     left = 0
     at = 0
     while at < len(groups):
@@ -186,7 +195,15 @@ def _identifies(groups: Sequence[str]) -> bool:
         public = next((end for end in ends if "".join(groups[at:end]) in public_numbers()), None)
         left += 0 if public else len(groups[at])
         at = public or at + 1
-    return left >= FEWEST_DIGITS and max(map(len, groups)) > 2
+    return left >= FEWEST_DIGITS
+
+
+def _counts(groups: Sequence[str]) -> bool:
+    """Whether somebody counts up or down by one there; telephone numbers in pairs do not."""
+    if any(len(group) > 2 or group.startswith("0") for group in groups):
+        return False
+    steps = {int(after) - int(before) for before, after in pairwise(groups)}
+    return steps in ({1}, {-1})
 
 
 @cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from reward.company import Agreement, agreement, sample
 from reward.evaluator import Assessment, PartlyAssessed
 from reward.forecast import Forecast, forecast
 from reward.ledger import Answer, Ledger, memory_ledger, open_ledger
-from reward.questions import Interview, Plan
+from reward.questions import Interview, Plan, refused
 from reward.redact import outgoing
 from reward.rubric import Rubric
 from reward.service import Pace, Service
@@ -72,7 +72,8 @@ class OpenAIEvaluator:
             service.key()
         self.name, self.service, self._offline = service.name, service, offline
         self._rubric, self.rubric = rubric, rubric.id
-        self.ledger, self._memory, self._afresh = ledger, memory_ledger(), afresh
+        self.ledger = ledger
+        self._memory = None if ledger or afresh else memory_ledger()
         self._found_way: Way | None = None
         self._pace, self._asking = pace or Pace(), asking or Asking()
         self._interviews: dict[tuple[Asking, Way], Interview] = {}
@@ -113,14 +114,17 @@ class OpenAIEvaluator:
             UserError: another process works with the ledger.
             StorageError: the ledger cannot be written.
         """
+        unasked = refused(prompts, candidates)
         prompts, candidates = outgoing(self.service, prompts, candidates)
         made: dict[str, Assessment] = {}
         with self._opened() as ledger:
             try:
-                way = self._way(ledger, prompts, candidates, lambda: advance(0))
+                way = self._way(ledger, prompts, candidates, unasked, lambda: advance(0))
                 if self._asking.agreement_prompts and not self._offline:
-                    self._check_company(ledger, way, prompts, candidates, lambda: advance(0))
-                plan = self._interview(self._asking, way).plan(prompts, candidates)
+                    self._check_company(
+                        ledger, way, prompts, candidates, unasked, lambda: advance(0)
+                    )
+                plan = self._interview(self._asking, way).plan(prompts, candidates, unasked)
                 self._run(ledger, plan, self._asking, made, advance)
             except EvaluatorStopped as error:
                 finished = [made[c.id] for c in candidates if c.id in made]
@@ -134,15 +138,16 @@ class OpenAIEvaluator:
 
     def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
         """What would be asked and what it would cost; nobody is called."""
+        unasked = refused(prompts, candidates)
         prompts, candidates = outgoing(self.service, prompts, candidates)
         way = self._asking.ways()[0]
         if self.ledger and self.ledger.is_file():
             with open_ledger(self.ledger) as ledger:
                 way = noted_way(ledger, self.service, self._asking) or way
-        plans = [self._interview(self._asking, way).plan(prompts, candidates)]
+        plans = [self._interview(self._asking, way).plan(prompts, candidates, unasked)]
         if self._asking.agreement_prompts:
             some = self._sample(prompts, candidates)
-            plans.append(self._interview(_alone(self._asking), way).plan(*some))
+            plans.append(self._interview(_alone(self._asking), way).plan(*some, unasked))
         requests = {request.key: request for plan in plans for request in plan.requests}
         return forecast(self.ledger, list(requests.values()), self.service.prices)
 
@@ -160,6 +165,7 @@ class OpenAIEvaluator:
         ledger: Ledger,
         prompts: Sequence[Prompt],
         candidates: Sequence[Candidate],
+        unasked: Mapping[str, str],
         tick: Callable[[], None],
     ) -> Way:
         """The form to ask for; found out where nobody has, and something is left to ask."""
@@ -170,7 +176,7 @@ class OpenAIEvaluator:
         if self._offline or self.service.batch:  # OpenAI's own service takes every form
             return way
         known = ledger.answered()
-        questions = self._interview(self._asking, way).plan(prompts, candidates).questions
+        questions = self._interview(self._asking, way).plan(prompts, candidates, unasked).questions
         first = next((q for key, q in questions.items() if key not in known), None)
         if first is None:
             return way
@@ -185,6 +191,7 @@ class OpenAIEvaluator:
         way: Way,
         prompts: Sequence[Prompt],
         candidates: Sequence[Candidate],
+        unasked: Mapping[str, str],
         tick: Callable[[], None],
     ) -> None:
         """Ask a sample together and one by one, and go on only where both say the same."""
@@ -192,7 +199,7 @@ class OpenAIEvaluator:
         found: list[list[Assessment]] = []
         for asking in (_alone(self._asking), self._asking):
             made: dict[str, Assessment] = {}
-            plan = self._interview(asking, way).plan(*some)
+            plan = self._interview(asking, way).plan(*some, unasked)
             self._run(ledger, plan, asking, made, lambda count: tick())
             found.append(list(made.values()))
         self._done = self._unscored = 0
@@ -248,7 +255,7 @@ class OpenAIEvaluator:
     def _opened(self) -> AbstractContextManager[Ledger]:
         if self.ledger:
             return open_ledger(self.ledger)
-        return nullcontext(memory_ledger() if self._afresh else self._memory)
+        return nullcontext(self._memory or memory_ledger())
 
     def _interview(self, asking: Asking, way: Way) -> Interview:
         if (asking, way) not in self._interviews:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import sys
-import unicodedata
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 from reward.asking import Way
 from reward.rubric import Rubric
 from reward.service import Request
+from reward.text import visible
 from reward.verdict import Verdict, outline, verdict_schema
 from sft.candidates import Candidate
 from sft.data import Prompt, Risk
@@ -178,24 +176,9 @@ def flow(rubric: Rubric, risk: Risk) -> str:
 
 def turns(prompt: Prompt) -> list[dict[str, str]]:
     """The conversation as it is shown to a judge."""
-    return [{"role": m["role"], "content": clean(m["content"])} for m in prompt.messages]
+    return [{"role": m["role"], "content": visible(m["content"])} for m in prompt.messages]
 
 
 def _material(prompt: Prompt, candidate: Candidate) -> str:
-    shown = {"conversation": turns(prompt), "reply": clean(candidate.text)}
+    shown = {"conversation": turns(prompt), "reply": visible(candidate.text)}
     return json.dumps(shown, ensure_ascii=False)
-
-
-def clean(text: str) -> str:
-    """Without control, format and half characters, which can hide text from a reader."""
-    return text.translate(_hidden())
-
-
-@cache
-def _hidden() -> Mapping[int, None]:
-    kinds = ("Cc", "Cf", "Cs")
-    return {
-        code: None
-        for code in range(sys.maxunicode + 1)
-        if unicodedata.category(chr(code)) in kinds and chr(code) not in "\n\t"
-    }

@@ -81,7 +81,9 @@ class Service:
             hosts = allow_remote.split(",") if allow_remote else []
             section = ServiceSection(base_url=base_url, allow_remote=hosts)
         except ValidationError as error:
-            raise UserError(f"--allow_remote: {error.errors()[0]['msg']}") from None
+            told = [(each["loc"][0], each["msg"]) for each in error.errors()]
+            text = "; ".join(f"--{at}: {why.removeprefix('Value error, ')}" for at, why in told)
+            raise UserError(text) from None
         if host := section.unasked_host():
             raise UserError(f"this would send conversations to {host}: say --allow_remote {host}")
         return cls.of(section, model)

@@ -6,9 +6,11 @@ misspellings of the words that matter for safety are undone.
 """
 
 import re
+import sys
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 _QUOTES = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u0060": "'", "\u201c": '"', "\u201d": '"'}
@@ -193,3 +195,18 @@ def stem(word: str) -> str:
     if len(word) > 3 and word.endswith("e"):
         word = word[:-1]
     return word[:-1] + "i" if len(word) > 2 and word.endswith("y") else word
+
+
+def visible(text: str) -> str:
+    """Without control, format and half characters, which can hide text from a reader."""
+    return text.translate(_hidden())
+
+
+@cache
+def _hidden() -> Mapping[int, None]:
+    kinds = ("Cc", "Cf", "Cs")
+    return {
+        code: None
+        for code in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(code)) in kinds and chr(code) not in "\n\t"
+    }

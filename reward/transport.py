@@ -17,14 +17,26 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from sft.service_settings import LOCAL_HOSTS, is_local
+
 LARGEST = 64 << 20  # bytes of an answer; more is no chat completion
 CONNECT_S = 20.0
 Headers = list[tuple[bytes, bytes]]
 Host = tuple[str, int, bool]
+# The same for the library's own clients, which take these addresses through the proxies, too.
+WITHOUT_PROXY: dict[str, None] = dict.fromkeys(
+    f"all://[{host}]" if ":" in host else f"all://{host}" for host in LOCAL_HOSTS
+)
 
 
 def needs_proxy(url: str) -> bool:
-    """Whether the environment (HTTPS_PROXY, NO_PROXY, ...) sends calls to `url` through a proxy."""
+    """Whether the environment (HTTPS_PROXY, NO_PROXY, ...) sends calls to `url` through a proxy.
+
+    Never those to this machine: what they carry is not redacted, and nobody allowed a proxy to see
+    it.
+    """
+    if is_local(url):
+        return False
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     return bool(proxies.get(parts.scheme) or proxies.get("all")) and not bool(

@@ -29,6 +29,7 @@ from accelerate.utils import broadcast_object_list
 from reward.faults import failure_of
 from reward.redact import outgoing
 from reward.service import Service
+from reward.transport import WITHOUT_PROXY
 from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout
 from sft import model as models
@@ -65,7 +66,9 @@ class Served:
             max_retries=RETRIES,
             timeout=TIMEOUT_S,
             # A redirect would take conversations to a host that nobody named.
-            http_client=httpx2.Client(follow_redirects=False, timeout=TIMEOUT_S),
+            http_client=httpx2.Client(
+                follow_redirects=False, timeout=TIMEOUT_S, mounts=WITHOUT_PROXY
+            ),
         )
 
     def sample(self, roles: Roles, asked: Sequence[Asked], sampling: Sampling) -> Rollout:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from sft.judging_settings import EMBEDDED, member
 from sft.sections import EvaluateSection, ScoreSection
-from sft.service_settings import LOCAL_HOSTS, host_of
 
 Problem = tuple[tuple[str, ...], str]
 
@@ -60,17 +59,4 @@ def _panel(score: ScoreSection, evaluate: EvaluateSection) -> list[Problem]:
     if judge in judges[1:]:
         text = f"{judge} judges the training data here and may not judge the result"
         found.append((("score.panel", "evaluate.judge"), text))
-    asked: list[str | None] = [None] if score.evaluator == "openai" else []
-    asked += [address for model, address in others if model != EMBEDDED]
-    urls = [address or score.base_url or "https://api.openai.com" for address in asked]
-    hosts = {host_of(url) for url in urls} - {*LOCAL_HOSTS}
-    if unasked := ",".join(sorted(hosts - {*score.allow_remote})):
-        text = f"this would send conversations to {unasked}: say score.allow_remote {unasked}"
-        found.append((("score.panel", "score.allow_remote"), text))
-    if len(hosts) > 1:
-        text = (
-            f"the key in OPENAI_API_KEY would go to {' and '.join(sorted(hosts))}: judges"
-            " on other machines have to be at one host"
-        )
-        found.append((("score.panel", "score.base_url"), text))
     return found

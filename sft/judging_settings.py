@@ -5,15 +5,17 @@ Not here: which service is asked and what it may cost (`sft.service_settings`).
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from sft.service_settings import PartsSection, Positive
+from sft.service_settings import PartsSection, Positive, reachable
 
 Ask = Literal["one", "together", "pairwise"]
 Structure = Literal["json_schema", "json_object", "plain"]
 EMBEDDED = "embedded"
+_BARE = re.compile(r"@([^@]*(?::\d+(?:/.*)?|/v1/?))$")  # an address whose scheme was forgotten
 
 
 class JudgingSection(PartsSection):
@@ -59,6 +61,16 @@ class JudgingSection(PartsSection):
         "(give the dearest); [] = one judge",
     )
 
+    @field_validator("panel")
+    @classmethod
+    def _addresses(cls, value: list[str]) -> list[str]:
+        wrong = [
+            f"{text.partition('@')[0]}: {why}" for text in value if (why := _unreachable(text))
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return value
+
 
 def member(text: str) -> tuple[str, str | None]:
     """Model and address of a panel's entry; None = the stage's own address.
@@ -68,3 +80,18 @@ def member(text: str) -> tuple[str, str | None]:
     # A model's name may have an @ of its own, an address begins with its scheme.
     model, at, address = text.rpartition("@")
     return (model, address) if at and "://" in address else (text, None)
+
+
+def _unreachable(text: str) -> str | None:
+    """What is wrong with the address in a panel's entry; None = nothing, or it has none."""
+    _, address = member(text)
+    if address is None:
+        # Otherwise such an address would be taken for a part of the model's name.
+        address = match[1] if (match := _BARE.search(text)) else None
+    if address is None:
+        return None
+    try:
+        reachable(address)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -29,7 +29,7 @@ class PairSection(Section):
     )
     max_pairs_per_prompt: Count = Field(default=0, description="pairs per prompt; 0 = no limit")
     max_length_ratio: float = Field(
-        default=0.0, ge=0, description="longer reply / shorter, in words, at most (>= 1); 0 = off"
+        default=0.0, ge=0, description="chosen / rejected reply, in words, at most (>= 1); 0 = off"
     )
     max_longer_share: Share = Field(
         default=1.0,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sft.sections import Count, Scheduler, Share
-from sft.service_settings import Positive, Section, host_of, is_local
+from sft.service_settings import Positive, Section, reachable
 
 # What steers only the project's own loop: TRL's trainers have no critic, no alarms, and a fixed KL.
 PPO_ONLY = (
@@ -138,15 +138,15 @@ class PpoSection(Section):
         default=None, description="host that rollout_url may send conversations to; null = none"
     )
 
+    @field_validator("rollout_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return None if value is None else reachable(value)
+
 
 def ppo_problems(section: PpoSection) -> list[tuple[tuple[str, ...], str]]:
-    """Settings that the method would not read, groups too small for it, hosts nobody allowed."""
+    """Settings that the method would not read, groups too small for it."""
     found: list[tuple[tuple[str, ...], str]] = []
-    url = section.rollout_url
-    if url is not None and not is_local(url) and host_of(url) != section.allow_remote:
-        text = f"this would send conversations to {host_of(url)}: say ppo.allow_remote"
-        text += f" {host_of(url)} where you may do so, or name a server on this machine"
-        found.append((("ppo.rollout_url", "ppo.allow_remote"), text))
     if section.method == "ppo":
         return found
     given, plain = section.model_dump(), PpoSection().model_dump()

@@ -29,7 +29,8 @@ from sft.sections import (
     ScoreSection,
     Share,
 )
-from sft.service_settings import PartsSection, Positive, Section, ServiceSection
+from sft.service_settings import Positive, Section
+from sft.services import service_problems
 from sft.trainer_fields import CONFIGS, trainer_fields
 
 Problem = tuple[tuple[str, ...], str]
@@ -138,7 +139,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        problems = [*_device(self), *_services(self), *_numbers(self), *_room(self)]
+        problems = [
+            *_device(self),
+            *service_problems(self.generate, self.score, self.evaluate, self.ppo),
+            *_numbers(self),
+            *_room(self),
+        ]
         problems += [*_pairs(self), *_trainers(self), *judging_problems(self.score, self.evaluate)]
         problems += ppo_problems(self.ppo)
         if problems:
@@ -159,53 +165,6 @@ def _device(r: Recipe) -> list[Problem]:
         if r.model.dtype == "float32":
             text = "flash attention has no float32: set model.dtype to auto, or use sdpa"
             found.append((("model.attn_implementation", "model.dtype"), text))
-    return found
-
-
-def _services(r: Recipe) -> list[Problem]:
-    """Who judges what, and what may leave the machine."""
-    found: list[Problem] = []
-    same = r.evaluate.judge == r.score.evaluator
-    if same and (r.evaluate.judge != "openai" or r.evaluate.judge_model == r.score.evaluator_model):
-        text = "what judged the training data may not judge the result: choose another judge"
-        text += " (practice-clinic, embedded, or another judge_model)"
-        found.append((("evaluate.judge", "score.evaluator"), text))
-    asked: tuple[tuple[str, ServiceSection, str, str, str | None, str], ...] = (
-        ("generate", r.generate, r.generate.backend, "backend", r.generate.served_model,
-         "served_model"),
-        ("score", r.score, r.score.evaluator, "evaluator", r.score.evaluator_model,
-         "evaluator_model"),
-        ("evaluate", r.evaluate, r.evaluate.judge, "judge", r.evaluate.judge_model, "judge_model"),
-    )  # fmt: skip
-    for name, section, who, who_field, model, model_field in asked:
-        found += _money(name, section)
-        if who != "openai":
-            continue
-        if model is None:
-            text = f"{who_field} openai needs {name}.{model_field}: which model shall it ask?"
-            found.append(((f"{name}.{who_field}", f"{name}.{model_field}"), text))
-        if host := section.unasked_host():
-            text = f"this would send conversations to {host}: say {name}.allow_remote {host}"
-            text += " where you may do so, or name a service on this machine in base_url"
-            found.append(((f"{name}.base_url", f"{name}.allow_remote"), text))
-    return found
-
-
-def _money(name: str, section: ServiceSection) -> list[Problem]:
-    """A cap that nobody could keep, and a share of prompts that there is not."""
-    found: list[Problem] = []
-    if section.max_cost is not None and None in (section.price_in, section.price_out):
-        fields = tuple(f"{name}.{field}" for field in ("max_cost", "price_in", "price_out"))
-        found.append((fields, "a cap needs both prices, in US dollars per million tokens"))
-    if isinstance(section, GenerateSection) and section.backend == "local":
-        text = "only a served policy (generate.backend openai) can be asked in parts"
-        given = {f"{name}.shard": section.shard, f"{name}.dry_run": section.dry_run}
-        found += [((field, "generate.backend"), text) for field, value in given.items() if value]
-    shard = section.shard if isinstance(section, PartsSection) else None
-    if shard is not None:
-        number, of = map(int, shard.split("/"))
-        if number > of:
-            found.append(((f"{name}.shard",), f"{shard}: there are only {of} shards"))
     return found
 
 
@@ -263,7 +222,7 @@ def _pairs(r: Recipe) -> list[Problem]:
     found: list[Problem] = []
     ratio = r.pair.max_length_ratio
     if 0 < ratio < 1:
-        text = "longer / shorter is never below 1: give 1 or more, or 0 = off"
+        text = "how much longer a chosen reply may be is never below 1: give 1 or more, or 0 = off"
         found.append((("pair.max_length_ratio",), text))
     if 1 <= ratio <= LONGER and r.pair.max_longer_share < 1:
         text = (

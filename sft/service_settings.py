@@ -29,6 +29,24 @@ def is_local(url: str) -> bool:
     return host_of(url) in LOCAL_HOSTS
 
 
+def reachable(url: str) -> str:
+    """An address that can be called, and that sends nothing over a network in plain text.
+
+    Raises:
+        ValueError: it does not say how it is reached, or would be reached without encryption.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("begin the address with https:// or http:// (this machine only)")
+    if parts.scheme == "http" and not is_local(url):
+        raise ValueError(
+            "conversations and the key would cross the network as plain text: give an address "
+            f"with https://, or forward a port (ssh -L 8000:localhost:8000 {parts.hostname}) and "
+            "give http://localhost:8000/v1"
+        )
+    return url
+
+
 class Section(BaseModel):
     """A part of a recipe: no unknown names, no changes after reading."""
 
@@ -69,6 +87,11 @@ class ServiceSection(Section):
     max_cost: float | None = Field(
         default=None, ge=0, description="most US dollars its ledger may have cost; null = no limit"
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return None if value is None else reachable(value)
 
     @field_validator("allow_remote", mode="before")
     @classmethod

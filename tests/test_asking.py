@@ -547,7 +547,7 @@ def test_identical_replies_are_one_and_their_verdicts_both_ones():
     assert made[3].compared == dict.fromkeys(["c0-0", "twin", "c0-1", "c0-2"], "worse")
 
 
-PLAN = Interview(RUBRIC, "judge", Asking(ask="pairwise"), Way()).plan(*rows(1))
+PLAN = Interview(RUBRIC, "judge", Asking(ask="pairwise"), Way()).plan(*rows(1), {})
 TURNED = {"first": "second", "second": "first", "tie": "tie"}
 
 
@@ -657,7 +657,9 @@ def test_an_answer_in_another_form_is_another_request():
     for structured in ("json_schema", "json_object", "plain"):
         for expected in (False, True):
             asking = Asking(structured=structured, expected_grades=expected)
-            plan = Interview(RUBRIC, "judge", asking, asking.ways()[0]).plan(prompts, candidates)
+            plan = Interview(RUBRIC, "judge", asking, asking.ways()[0]).plan(
+                prompts, candidates, {}
+            )
             keys |= plan.questions.keys()
     assert len(keys) == 6
 
@@ -726,13 +728,14 @@ def test_a_service_without_probabilities_is_told_and_its_plain_answers_count(pat
     assert all("plain_grades" in a.flags for a in [*made, *fixed])
 
 
-def test_a_service_that_refuses_probabilities_is_asked_without(path, capsys):
+@pytest.mark.parametrize("structured", ["auto", "json_schema"])
+def test_a_service_that_refuses_probabilities_is_asked_without(path, capsys, structured):
     def refusing(call: Call) -> Reply | None:
         text = {"error": {"message": "logprobs is not supported"}}
         return Reply(400, text) if "logprobs" in call.body else None
 
     with rehearsal.running(refusing_judge := Recording(refusing)) as url:
-        made = score(evaluator(url, path, replace(EXPECTED, structured="auto")), 5)
+        made = score(evaluator(url, path, replace(EXPECTED, structured=structured)), 5)
     assert all(a.scored for a in made)
     assert len(refusing_judge.bodies) == 5 * K + 3
     assert "gives no log-probabilities" in capsys.readouterr().err

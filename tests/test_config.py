@@ -308,6 +308,53 @@ def test_a_host_that_is_not_local_has_to_be_named(argv: list[str], said: str) ->
 FAR = ("--run", "x", "--evaluator", "openai", "--evaluator_model", "m")
 
 
+@pytest.mark.parametrize(
+    "place", [("--score.base_url",), ("--generate.base_url",), ("--evaluate.base_url",),
+              ("--ppo.rollout_url",), ("--score.panel", "b@")]
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("localhost:8000/v1", "begin the address with https:// or http://"),
+        ("judge.example.org/v1", "begin the address with https:// or http://"),
+        ("ftp://judge.example.org/v1", "begin the address with https:// or http://"),
+        ("https:///v1", "begin the address with https:// or http://"),
+        ("http://judge.example.org/v1", "cross the network as plain text"),
+        ("http://10.0.0.7:8000/v1", "cross the network as plain text"),
+    ],
+)
+def test_an_address_says_how_it_is_reached_and_nothing_leaves_as_plain_text(
+    place: tuple[str, ...], url: str, said: str
+) -> None:
+    flag, *before = place
+    away = ["--allow_remote", "judge.example.org,10.0.0.7"]
+    text = mistakes(*FAR, *away, flag, "".join(before) + url, stage="score")
+    assert said in text and flag.removeprefix("--") in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["--generate.backend", "openai", "--generate.served_model", "p", "--generate.base_url",
+         "https://gpu.example.org/v1", "--generate.allow_remote", "gpu.example.org"],
+        ["--evaluate.judge", "openai", "--evaluate.judge_model", "n", "--evaluate.base_url",
+         "https://gpu.example.org/v1", "--evaluate.allow_remote", "gpu.example.org"],
+        ["--score.panel", "b@https://gpu.example.org/v1"],
+        ["--ppo.rollout_url", "https://gpu.example.org/v1", "--ppo.allow_remote",
+         "gpu.example.org"],
+    ],
+)  # fmt: skip
+def test_the_key_goes_to_one_host(other: list[str]) -> None:
+    here = [*FAR, "--allow_remote", "api.openai.com,gpu.example.org"]
+    text = mistakes(*here, *other, stage="score")
+    assert "1 problem" in text
+    assert "OPENAI_API_KEY would go to api.openai.com and gpu.example.org" in text
+    same = [each.replace("gpu.example.org", "api.openai.com") for each in other]
+    load([*here, *same], "score", "")
+    local = [each.replace("https://gpu.example.org", "http://localhost:8000") for each in other]
+    load([*here, *local], "score", "")
+
+
 def test_several_hosts_may_be_named_and_the_one_that_is_called_is_among_them() -> None:
     argv = [*FAR, "--base_url", "https://b.example.org/v1", "--allow_remote"]
     section = load([*argv, "a.example.org, B.example.org"], "score", "").score

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import random
 import shutil
 import socket
@@ -99,6 +100,36 @@ def score(evaluator: OpenAIEvaluator, n: int) -> list[Assessment]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
+
+
+# --- messages that repeat the request -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("written", [str, json.dumps, repr])
+def test_a_message_that_repeats_the_request_is_on_no_screen_and_in_no_ledger(
+    path, capsys, status, written
+):
+    said = "Nobody knows that I have not slept since the funeral of my \u00fcncle Joe."
+    prompt = Prompt("p", [{"role": "user", "content": said}], "t", "t", "none", "train")
+    reply = Candidate("c", "p", "What helps you?", "m", 1.0, 1.0, 0, "eos")
+
+    def echo(n: int, call: Call) -> Reply:
+        told = written(text_of(call))
+        return Reply(status, {"error": {"message": f"bad request: {told}"}})
+
+    with judged_by(echo, path) as (_, evaluator):
+        assert not evaluator.assess(prompt, [reply])[0].scored
+    screen = capsys.readouterr().err
+    assert "repeats the request" in screen and "funeral" not in screen
+    assert not any(b"funeral" in file.read_bytes() for file in path.parent.iterdir())
+
+
+@pytest.mark.parametrize("choices", [5, True, "no", {"0": {}}, [], None, [7]])
+def test_choices_that_are_none_are_no_answer(path, choices):
+    with judged_by(first(Reply(200, {"choices": choices})), path) as (judge, evaluator):
+        assert score(evaluator, 1)[0].scored
+    assert list(judge.calls.values()) == [2]
 
 
 # --- 429 ---------------------------------------------------------------------------------------

@@ -584,3 +584,5 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "card.html").is_file()
     refused = call("--evaluator", "openai", "--model", "m")
     assert refused.returncode == 2 and "say --allow_remote api.openai.com" in refused.stderr
+    refused = call("--evaluator", "openai", "--model", "m", "--base_url", "localhost:1/v1")
+    assert refused.returncode == 2 and "--base_url: begin the address with" in refused.stderr

@@ -336,6 +336,22 @@ def test_a_batch_gives_what_single_calls_give(path, fast_polls, tmp_path):
         assert score(evaluator(url, tmp_path / "other"), 20) == made
 
 
+def test_a_batch_to_this_machine_goes_through_no_proxy(path, fast_polls, monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    seen: list[Call] = []
+
+    def proxy(call: Call) -> Reply:
+        seen.append(call)
+        return Reply(500, {"error": {"message": "no"}})
+
+    with rehearsal.running(BatchService()) as url, rehearsal.running(proxy) as other:
+        for name in ("HTTP_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, other.removesuffix("/v1"))
+        assert all(a.scored for a in batched(url, path, 2))
+    assert not seen
+
+
 def test_a_batch_whose_id_never_came_back_is_adopted_and_not_paid_again(path, fast_polls):
     service = BatchService()
     service.crash = True

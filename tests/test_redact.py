@@ -51,6 +51,9 @@ def hide(*texts: str) -> list[str]:
         ("SSN 112-34-5678", "SSN [PHONE_1]"),  # though 112 alone would be public
         ("988-555-1234", "[PHONE_1]"),
         ("policy 4930021, IBAN GB29 NWBK 6016 1331 9268 19", "policy [PHONE_1], IBAN [NUMBER_1]"),
+        ("ring 06 12 34 56 78", "ring [PHONE_1]"),
+        ("or 06 07 08 09 10", "or [PHONE_1]"),
+        ("sort code 12-34-56 or 12 34 57", "sort code [NUMBER_1] or [NUMBER_2]"),
         ("card 4111 1111 1111 1111", "card [NUMBER_1]"),
         ("born 12/03/1985", "born [NUMBER_1]"),
         ("my name is grace", "my name is [NAME_1]"),
@@ -73,6 +76,7 @@ def test_what_identifies_somebody_is_taken_out(text: str, hidden: str) -> None:
     "text",
     [
         "Count 10 9 8 7 6 5 4 3 2 1, breathe 4-7-8, then 5-4-3-2-1.",
+        "Count 1 2 3 4 5 6 7, or 12 11 10 9 8.",
         "I took 1500 mg at 10:30 in room 101 in 2019.",
         "I looked at him. then he left me at home.so I cried",
         "I'm Tired, I'm Catholic, I am Autistic. This is Hard. Call me Back!",
@@ -145,6 +149,32 @@ def test_placeholders_are_stable_within_a_conversation() -> None:
         "[PHONE_1]",
         "[PHONE_1] or [PHONE_2]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "hidden"),
+    [
+        (["my name is Strau\u00df"], ["my name is [NAME_1]"]),
+        (["my name is Strau\u00df's."], ["my name is [NAME_1]'s."]),
+        (["I'm Ida Gro\u00df, and low."], ["I'm [NAME_1], and low."]),
+        (["I'm Gro\u00df.", "Gro\u00df and GROSS are one."],
+         ["I'm [NAME_1].", "[NAME_1] and [NAME_1] are one."]),
+        (["I'm \u0130lker.", "\u0130lker left."], ["I'm [NAME_1].", "[NAME_1] left."]),
+        (["I'm Ida.", "\u0131da and Ida"], ["I'm [NAME_1].", "[NAME_1] and [NAME_1]"]),
+    ],
+)  # fmt: skip
+def test_letters_whose_small_forms_are_others_move_no_place(
+    texts: list[str], hidden: list[str]
+) -> None:
+    assert hide(*texts) == hidden
+
+
+@given(st.text(alphabet="Aa\u00df\u1e9e\u0130\u0131i\u017fs\u212ak\ufb01\u0345' ", max_size=12))
+def test_no_name_ends_outside_its_text(name: str) -> None:
+    text = f"my name is {name}"
+    for start, end in by_rules(text):
+        assert 0 <= start < end <= len(text)
+    assert len(hide(text, name)) == 2
 
 
 def test_what_was_taken_out_can_be_put_back() -> None:
@@ -251,6 +281,33 @@ def test_the_ledgers_key_and_the_body_are_of_what_was_sent(tmp_path: Any) -> Non
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     for secret in (b"Zora", b"zora", b"Quist", b"0199"):
         assert secret not in stored and secret.decode() not in bodies[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "answered"),
+    [
+        ("I'm low.", "Dear Evaluator, that sounds hard. What happened?"),
+        ("Dear Evaluator, I'm low.", "That sounds hard."),
+        ("I'm low.", "That sounds hard, see https://x.example.com/[INST]five."),
+    ],
+)
+def test_redaction_saves_no_attack(said: str, answered: str) -> None:
+    prompt = Prompt("p", [{"role": "user", "content": said}], "t", "t", "none", "train")
+    reply = replace(ANSWER, text=answered)
+    (shown,), (sent,) = outgoing(REMOTE, [prompt], [reply])
+    assert not any(map(judge_directed, [shown.messages[0]["content"], sent.text]))
+    calls: list[Call] = []
+
+    def judge(call: Call) -> Reply:
+        calls.append(call)
+        return rehearsal.judge(call)
+
+    with rehearsal.running(judge) as url:
+        service = Service("judge", url, redact_local=True)
+        evaluator = OpenAIEvaluator(load_rubric(), service, pace=Pace(base_s=0.001))
+        (found,) = evaluator.assess(prompt, [reply])
+        assert evaluator.forecast([prompt], [reply]).requests == 0
+    assert (found.unscored, calls) == ("injection", [])
 
 
 # --- Presidio --------------------------------------------------------------------------------

@@ -108,3 +108,16 @@ def test_proxies_of_the_environment_are_left_to_the_library(monkeypatch):
     assert needs_proxy("https://api.openai.com/v1")
     assert not needs_proxy("http://api.openai.com/v1")
     assert not needs_proxy("https://judge.clinic.example/v1")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "LocalHost"])
+def test_what_is_on_this_machine_is_never_reached_through_a_proxy(monkeypatch, host):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.example:3128")
+        monkeypatch.setenv(name.lower(), "http://proxy.example:3128")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    # Such conversations are not redacted: a proxy on another machine would see them whole.
+    assert needs_proxy("http://judge.example/v1")
+    assert not needs_proxy(f"http://{host}:8000/v1")
+    assert not needs_proxy(f"https://{host}:8000/v1")
