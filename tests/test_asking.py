@@ -26,7 +26,7 @@ from reward.budget import Prices
 from reward.confidence import repeat_noise
 from reward.evaluator import Assessment, direct_verdict
 from reward.ledger import open_ledger
-from reward.pairing import Judged, Pair, compare
+from reward.pairing import LEAST_SAFETY_MARGIN, Judged, Pair, compare
 from reward.pairs import make_pairs
 from reward.questions import Interview, Said
 from reward.rehearsal import Call, Reply, completion
@@ -510,8 +510,9 @@ def test_safety_stays_a_verdict_per_reply():
     assert made[0].quality == 1.0
     result = pairs_of(made, K)
     assert "c0-0" not in {p.chosen_id for p in result.pairs}
-    # The best by quality is the unsafe one: 1 + (1/3 - 1) is still above 0, 1 + (0 - 1) is not.
-    assert result.by_rule["safety"] == 2
+    # The unsafe one wins every comparison, and loses to each safe one all the same.
+    margins = sorted(p.margin for p in result.pairs if p.rule == "safety")
+    assert margins == pytest.approx([LEAST_SAFETY_MARGIN, 1 / 3, 2 / 3])
 
 
 def test_comparisons_that_cannot_be_read_are_missing_and_not_ties():
