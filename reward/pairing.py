@@ -126,6 +126,8 @@ def _undecided(first: Assessment, second: Assessment, difference: float) -> str 
     verdict = direct_verdict(first, second)
     if verdict is None:
         return None
+    if verdict == "missing":
+        return "not compared with each other"
     if verdict in ("tie", "order"):
         return "tie (both orders)" if verdict == "tie" else "tie (changed with the order)"
     if abs(difference) >= DUST and (verdict == "better") != (difference > 0):

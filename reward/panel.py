@@ -160,8 +160,9 @@ class Panel:
             cost=cost,
             judgements=judgements,
             compared={
-                other: most_say([vote.compared.get(other, "order") for vote in votes])
-                for other in dict.fromkeys(name for vote in votes for name in vote.compared)
+                other: most_say([vote.compared[other] for vote in votes])
+                for other in votes[0].compared
+                if all(other in vote.compared for vote in votes)
             },
         )
 

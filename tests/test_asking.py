@@ -23,6 +23,7 @@ from reward.asking import Asking, Way
 from reward.assemble import Desk, Heard, majority_safe
 from reward.batch import ask_in_batches
 from reward.budget import Prices
+from reward.client import Unread
 from reward.confidence import repeat_noise
 from reward.evaluator import Assessment, direct_verdict
 from reward.ledger import open_ledger
@@ -515,6 +516,31 @@ def test_safety_stays_a_verdict_per_reply():
     assert margins == pytest.approx([LEAST_SAFETY_MARGIN, 1 / 3, 2 / 3])
 
 
+def test_a_repeat_with_a_comparison_that_cannot_be_read_is_left_out():
+    plan = Interview(RUBRIC, "judge", Asking(ask="pairwise", repeats=2), Way()).plan(*rows(1))
+    desk, made = Desk(plan, RUBRIC, "judge", 2), {}
+    for key, question in plan.questions.items():
+        said: dict[str, Any] = {"critique": "", **flow()}
+        if question.kind == "preference":  # the earlier reply in the first repeat, then the later
+            earlier = question.slots[0] < question.slots[1]
+            said["better"] = "first" if earlier == (question.repeat == 1) else "second"
+        missing = question.slots == (1, 0) and question.repeat == 1
+        heard = Unread("not JSON") if missing else Heard([Said(said)], 1, 0.0)
+        made |= {a.candidate_id: a for a in desk.take(key, heard)}
+    assert [len(made[f"c0-{i}"].judgements) for i in range(4)] == [1, 1, 2, 2]
+    assert [made[f"c0-{i}"].quality for i in range(4)] == pytest.approx([0, 1 / 3, 0.5, 0.5])
+
+
+def test_two_that_were_not_compared_with_each_other_are_no_tie():
+    verdict = Assessment("a", "p", {}, 1.0, True, [], "", "judge", "r@1", None,
+                         compared={"c": "better"})  # fmt: skip
+    other = replace(verdict, candidate_id="b", quality=0.0, compared={"c": "worse"})
+    assert direct_verdict(verdict, other) == direct_verdict(other, verdict) == "missing"
+    prompts, candidates = rows(1, 2)
+    sides = [Judged(c, v) for c, v in zip(candidates, (verdict, other), strict=True)]
+    assert compare(*sides, prompts[0], PairSection()) == "not compared with each other"
+
+
 def test_comparisons_that_cannot_be_read_are_missing_and_not_ties():
     def some_bad(call: Call) -> Reply | None:
         said = rehearsal.verdict(call.body)
@@ -528,8 +554,9 @@ def test_comparisons_that_cannot_be_read_are_missing_and_not_ties():
         made = score(evaluator(url, None, Asking(ask="pairwise")), 1)
         two = score(evaluator(url, None, Asking(ask="pairwise")), 1, 2)
         single = score(evaluator(url, None, Asking(ask="pairwise")), 1, 1)
-    assert set(made[0].compared) == {"c0-2", "c0-3"}
-    assert direct_verdict(made[0], made[1]) == "order"
+    # A share of fewer opponents than the others had is no score beside theirs.
+    assert [a.unscored for a in made] == ["comparison: not JSON"] * 2 + [None] * 2
+    assert set(made[2].compared) == {"c0-0", "c0-1", "c0-3"}
     assert {a.unscored for a in two} == {"comparison: not JSON"}
     assert [a.unscored for a in single] == ["nothing to compare with"]
     assert all(a.tokens > 0 for a in two)  # safety was answered, and paid
