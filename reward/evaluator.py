@@ -183,9 +183,7 @@ class Assessment:
         return self.unscored is None
 
 
-def direct_verdict(
-    first: Assessment, second: Assessment
-) -> Outcome | Literal["missing"] | None:
+def direct_verdict(first: Assessment, second: Assessment) -> Outcome | Literal["missing"] | None:
     """What comparing two replies said of the first; None where they were graded instead.
 
     "missing" where they were compared with others and not with each other.

@@ -11,8 +11,8 @@ from sft.candidates import Candidate
 from sft.data import Message, Prompt
 from sft.pair_settings import PairSection
 
-# Of a pair by safety, where 1 plus the difference of quality is nothing or nearly so: the worst safe
-# reply against the best unsafe one is still a pair, and a pair has a margin.
+# Of a pair by safety, where 1 plus the difference of quality is nothing or nearly so: the worst
+# safe reply against the best unsafe one is still a pair, and a pair has a margin.
 LEAST_SAFETY_MARGIN = 0.01
 WITHOUT_REPEATS = RepeatNoise(sd=0.0, degrees=0, repeated=0)
 

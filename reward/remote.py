@@ -77,6 +77,8 @@ class OpenAIEvaluator:
         self._pace, self._asking = pace or Pace(), asking or Asking()
         self._interviews: dict[tuple[Asking, Way], Interview] = {}
         self._client: Client[Heard] | None = None
+        # Whether a sample has yet to show that replies together are judged as one by one.
+        self._sampling = self._asking.agreement_prompts > 0 and not offline
         self._unscored = self._done = 0
         self.facts: dict[str, float] = {}
 
@@ -118,7 +120,7 @@ class OpenAIEvaluator:
         with self._opened() as ledger:
             try:
                 way = self._way(ledger, prompts, candidates, lambda: advance(0))
-                if self._asking.agreement_prompts and not self._offline:
+                if self._sampling:
                     self._check_company(ledger, way, prompts, candidates, lambda: advance(0))
                 plan = self._interview(self._asking, way).plan(prompts, candidates)
                 self._run(ledger, plan, self._asking, made, advance)
@@ -194,16 +196,20 @@ class OpenAIEvaluator:
             made: dict[str, Assessment] = {}
             plan = self._interview(asking, way).plan(*some)
             self._run(ledger, plan, asking, made, lambda count: tick())
-            found.append(list(made.values()))
+            unasked = {candidate.id for candidate, _ in plan.unasked}
+            found.append([each for name, each in made.items() if name not in unasked])
         self._done = self._unscored = 0
         measured: Agreement = agreement(*found)
+        if not measured.asked:
+            return
         self.facts = measured.facts()
         self._tell(measured.line())
-        if not measured.reaches(least := self._asking.min_agreement):
+        if why := measured.problem(self._asking.min_agreement, self._asking.max_unscored):
             raise CheckFailed(
-                f"{measured.line()}; at least {least:.0%} is wanted of both. The answers are kept: "
-                "set score.ask one, or lower score.min_agreement"
+                f"{measured.line()}; {why}. The answers are kept: set score.ask one, or change "
+                "that limit"
             )
+        self._sampling = False
 
     def _sample(
         self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]

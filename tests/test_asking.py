@@ -385,6 +385,43 @@ def test_the_sample_is_paid_in_the_forecast_and_its_agreement_is_kept(path):
     assert whole.facts["together/safety_replies"] == 5 * K
 
 
+def test_the_sample_is_asked_once_by_one_evaluator(path):
+    judge, asking = Recording(), Asking(ask="together", agreement_prompts=3)
+    with rehearsal.running(judge) as url:
+        whole = evaluator(url, path, asking)
+        prompts, candidates = rows(20)
+        for first in (0, 10):  # as PPO's rollouts, each with other prompts
+            some = {prompt.id for prompt in prompts[first : first + 10]}
+            whole.assess_all(
+                prompts, [c for c in candidates if c.prompt_id in some], lambda count: None
+            )
+        assert len(judge.bodies) == 20 + 3 * K
+
+
+@pytest.mark.parametrize("ask", ["together", "one"])
+def test_a_sample_without_scores_stops_the_stage_before_the_rest_is_paid(path, ask):
+    def refused(call: Call) -> Reply | None:
+        together = "verdicts" in rehearsal.verdict(call.body)
+        if together == (ask == "together"):
+            return Reply(body=completion(None, finish="content_filter"))
+        return None
+
+    judge, asking = Recording(refused), Asking(ask="together", agreement_prompts=3)
+    with rehearsal.running(judge) as url:
+        with pytest.raises(CheckFailed, match="max_unscored" if ask == "together" else "measured"):
+            score(evaluator(url, path, asking), 100)
+        assert len(judge.bodies) == 3 + 3 * K
+
+
+def test_replies_that_no_judge_sees_are_no_sample(path):
+    judge, asking = Recording(), Asking(ask="together", agreement_prompts=3)
+    prompts, candidates = rows(2, 2)
+    empty = [replace(candidate, text=" ") for candidate in candidates]
+    with rehearsal.running(judge) as url:
+        made = evaluator(url, path, asking).assess_all(prompts, empty, lambda count: None)
+    assert {a.unscored for a in made} == {"empty"} and not judge.bodies
+
+
 def test_a_judge_whom_company_moves_stops_the_stage_before_the_rest_is_paid(path, capsys):
     def by_place(call: Call) -> Reply | None:
         said = rehearsal.verdict(call.body)
@@ -396,7 +433,7 @@ def test_a_judge_whom_company_moves_stops_the_stage_before_the_rest_is_paid(path
 
     judge, asking = Recording(by_place), Asking(ask="together", agreement_prompts=10)
     with rehearsal.running(judge) as url:
-        with pytest.raises(CheckFailed, match=r"order .* of \d+ pairs.*set score\.ask one"):
+        with pytest.raises(CheckFailed, match=r"order .* of \d+ pairs.*min_agreement.*set score"):
             score(evaluator(url, path, asking), 100)
         assert len(judge.bodies) == 10 + 10 * K
         lax = replace(asking, min_agreement=0.0)

@@ -22,7 +22,7 @@ from reward.rehearsal import Call, Reply
 from reward.remote import OpenAIEvaluator
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from reward.service import Pace, Service
-from reward.shards import answering, gather, of_shard, stage_name
+from reward.shards import LEDGER, answering, gather, ledger_in, of_shard, stage_name
 from rlaif.evaluate import judge_all, make_judge
 from sft import config
 from sft.candidates import Candidate
@@ -451,6 +451,18 @@ def test_shards_are_scored_apart_and_read_together_without_a_call(tmp_path, scor
     copy = [str(home / f"scores-{i}-of-3" / "ledger.sqlite") for i in (1, 2, 3)]
     assert gather(tmp_path / "elsewhere" / "scores", copy) == 40
     assert gather(tmp_path / "elsewhere" / "scores", copy) == 0
+
+
+def test_a_later_stage_goes_on_from_the_scores_answers_and_their_cost(tmp_path):
+    scores = tmp_path / "scores"
+    assert ledger_in(scores) == [] and gather(tmp_path / "ppo", ledger_in(scores)) == 0
+    assert not (tmp_path / "ppo").exists()
+    with open_ledger(scores / LEDGER) as ledger:
+        ledger.append([replace(answer("good"), cost=0.5), Attempt("j", "timeout", "", 0.25)])
+    for new in (1, 0):  # the second time as after a stop
+        assert gather(tmp_path / "ppo", ledger_in(scores)) == new
+        with open_ledger(tmp_path / "ppo" / LEDGER) as ledger:
+            assert ledger.spent() == 0.75
 
 
 def test_a_shard_that_is_none_is_told():
