@@ -350,6 +350,30 @@ def test_a_batch_whose_id_never_came_back_is_adopted_and_not_paid_again(path, fa
     assert set(service.asked.values()) == {1}
 
 
+@pytest.mark.parametrize("cap", [None, 1.0])
+def test_answers_of_a_batch_that_tell_no_tokens_cost_the_most_they_can(path, fast_polls, cap):
+    class Untold(BatchService):
+        def _advance(self, batch: dict[str, Any]) -> dict[str, Any]:
+            batch = super()._advance(batch)
+            for name in [n for n in self.files if n.endswith("output_file_id")]:
+                lines = map(json.loads, self.files[name].splitlines())
+                told = [dict(line, response=dict(line["response"])) for line in lines]
+                for number, line in enumerate(told):
+                    line["response"]["body"].pop("usage", None)
+                    if number == 0:  # a filter's answer is final, and counts as one
+                        error = {"error": {"code": "content_filter", "message": "no"}}
+                        line["response"] = {"status_code": 400, "body": error}
+                self.files[name] = "\n".join(map(json.dumps, told)).encode()
+            return batch
+
+    with rehearsal.running(Untold()) as url:
+        made = batched(url, path, 10, max_cost=cap)
+    most = PRICES.tokens_out * 700 / 1e6  # beside what the request itself may cost
+    with open_ledger(path) as ledger:
+        assert 10 * most < ledger.spent() < 50 * most
+    assert sum(a.scored for a in made) == 9
+
+
 def test_a_run_that_ends_while_a_batch_works_goes_on_with_it(path, fast_polls):
     service = BatchService()
     service.polls = 10**9
