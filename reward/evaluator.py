@@ -247,8 +247,16 @@ class BulkEvaluator(Evaluator, Protocol):
         """Judge the candidates of many prompts; one assessment per candidate, in their order."""
         ...
 
-    def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
-        """What would be asked and what it would cost; nobody is called."""
+    def forecast(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        others: Sequence[Path] = (),
+    ) -> Forecast:
+        """What would be asked and what it would cost; nobody is called.
+
+        `others` are ledgers whose answers the run would take over first.
+        """
         ...
 
     def note(self) -> str:

@@ -86,10 +86,15 @@ class Panel:
                 raise PartlyAssessed(f"{judge.name}: {error}", []) from error
         return [self._joined(c, each) for c, *each in zip(candidates, *votes, strict=True)]
 
-    def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
+    def forecast(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        others: Sequence[Path] = (),
+    ) -> Forecast:
         """What all judges would be asked and what it would cost; nobody is called."""
         each = [
-            member.forecast(prompts, candidates)
+            member.forecast(prompts, candidates, others)
             for member in self.members
             if isinstance(member, BulkEvaluator)
         ]

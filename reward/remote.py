@@ -134,7 +134,12 @@ class OpenAIEvaluator:
             )
         return [made[candidate.id] for candidate in candidates]
 
-    def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
+    def forecast(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        others: Sequence[Path] = (),
+    ) -> Forecast:
         """What would be asked and what it would cost; nobody is called."""
         prompts, candidates = outgoing(self.service, prompts, candidates)
         way = self._asking.ways()[0]
@@ -146,7 +151,7 @@ class OpenAIEvaluator:
             some = self._sample(prompts, candidates)
             plans.append(self._interview(_alone(self._asking), way).plan(*some))
         requests = {request.key: request for plan in plans for request in plan.requests}
-        return forecast(self.ledger, list(requests.values()), self.service.prices)
+        return forecast(self.ledger, list(requests.values()), self.service.prices, others)
 
     def note(self) -> str:
         """For a live line: money, unscored share, refused calls, and the wait."""

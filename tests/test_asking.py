@@ -194,6 +194,32 @@ def test_todays_keys_are_those_of_answers_already_paid():
         assert len({form.request(prompt, candidate, n).key for n in (1, 2, 3)}) == 3
 
 
+def test_another_limit_of_tokens_is_another_request(monkeypatch):
+    prompts, candidates = rows(1)
+    interview = Interview(RUBRIC, "judge", Asking(ask="together"), Way())
+    before = interview.plan(prompts, candidates).questions.keys()
+    monkeypatch.setattr("reward.several.EACH", 600)
+    assert not before & interview.plan(prompts, candidates).questions.keys()
+
+
+def test_the_same_words_under_another_risk_are_asked_for_themselves(path):
+    prompts, candidates = rows(1, 2)
+    prompts += [replace(prompts[0], id="q", risk="crisis")]
+    candidates += [replace(c, id=f"q-{c.id}", prompt_id="q") for c in candidates]
+    with rehearsal.running(Recording()) as url:
+        judge = evaluator(url, path, Asking(ask="pairwise"))
+        made = judge.assess_all(prompts, candidates, lambda count: None)
+    assert all(a.scored for a in made) and len(made) == 4
+
+
+def test_a_reply_without_another_is_not_asked_about_in_pairs(path):
+    judge = Recording()
+    with rehearsal.running(judge) as url:
+        made = score(evaluator(url, path, Asking(ask="pairwise")), 2, 1)
+    assert [a.unscored for a in made] == ["nothing to compare with"] * 2
+    assert not judge.bodies
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_mixed_faults_are_met_in_each_mode(path, mode):
     faults, lock, calls = mixed(random.Random(2)), threading.Lock(), Counter[str]()

@@ -451,13 +451,17 @@ def test_the_shards_hold_every_prompt_once(n):
     assert len(answering(parts[0], candidates)) == 2 * len(parts[0])
 
 
-def test_shards_are_scored_apart_and_read_together_without_a_call(tmp_path, score_script):
+def test_shards_are_scored_apart_and_read_together_without_a_call(tmp_path, score_script, capsys):
     flags, judge = stage(tmp_path, 40), Counting()
     with rehearsal.running(judge) as url:
         flags += ["--base_url", url]
         for number in (1, 2, 3):
             score_script.main([*flags, "--shard", f"{number}/3"])
         assert judge.calls == 40
+        score_script.main([*flags, "--price_in", "2", "--price_out", "8", "--dry_run"])
+        told = capsys.readouterr().out
+        assert "40 requests, 40 answered before, 0 to ask" in told and "$0" in told
+        assert not (tmp_path / "t" / "scores").exists()
         score_script.main(flags)
         assert judge.calls == 40
         home = tmp_path / "t"
