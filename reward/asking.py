@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sft.judging_settings import Ask, JudgingSection, Structure
+from sft.judging_settings import Ask, Structure
+from sft.sections import ScoreSection
 
 STRUCTURES: tuple[Structure, ...] = ("json_schema", "json_object", "plain")
 
@@ -36,6 +37,7 @@ class Asking:
         request_tokens: estimated tokens of a request from which replies together are split.
         agreement_prompts: prompts that are asked one by one too (together only); 0 = none.
         min_agreement: least agreement on them, 0..1.
+        max_unscored: most of their replies without a score, 0..1.
     """
 
     ask: Ask = "one"
@@ -45,9 +47,10 @@ class Asking:
     request_tokens: int = 8000
     agreement_prompts: int = 0
     min_agreement: float = 0.7
+    max_unscored: float = 0.05
 
     @classmethod
-    def of(cls, section: JudgingSection) -> Asking:
+    def of(cls, section: ScoreSection) -> Asking:
         """What a recipe's section says."""
         return cls(
             section.ask,
@@ -57,6 +60,7 @@ class Asking:
             section.request_tokens,
             section.agreement_prompts if section.ask == "together" else 0,
             section.min_agreement,
+            section.max_unscored,
         )
 
     def ways(self) -> list[Way]:

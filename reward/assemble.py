@@ -2,8 +2,8 @@
 
 Repeats: grades and quality are means, safety is the majority's. As many safe as unsafe verdicts
 count as unsafe: a doubt about harm is not outvoted, and such a reply may still be the rejected one
-of a pair, with half the confidence. A repeat without an answer that can be read is left out; a
-reply is unscored where none has one.
+of a pair, with half the confidence. A repeat with an answer that cannot be read is left out; a
+reply is unscored where no repeat is left.
 """
 
 from __future__ import annotations
@@ -139,9 +139,12 @@ class Desk:
         else:
             grades = {}
             compared, missing = outcomes(number, [each for each in own if each[0] is not question])
+            if missing:
+                return Unread(f"comparison: {missing}")
             if not compared:
-                return Unread(f"comparison: {missing}" if missing else "nothing to compare with")
-            # Copeland's score: the share of the others that it beats, a tie counting half.
+                return Unread("nothing to compare with")
+            # Copeland's score: the share of the others that it beats, a tie counting half. Of all
+            # others, because one win among three says less than three.
             quality = fmean(VALUE[outcome] for outcome in compared.values())
         return Opinion(
             grades,

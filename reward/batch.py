@@ -170,6 +170,7 @@ class _Desk:
         """Save all that a batch brought in one transaction. It may have no output at all."""
         entries: list[Entry] = []
         reasons: dict[str, str] = {}
+        most = {each.key: each.cost for each in self.ledger.sent_with(note.input_hash)}
         for file in (batch.output_file_id, batch.error_file_id):
             if not file:
                 continue
@@ -178,10 +179,12 @@ class _Desk:
                     continue
                 outcome, key = _outcome(line, self.service.model)
                 if isinstance(outcome, Answer):
-                    entries.append(replace(outcome, cost=self._cost(outcome)))
+                    cost = self._cost(outcome, most.get(key, 0.0))
+                    entries.append(replace(outcome, cost=cost))
                 else:
                     reasons[key] = f"batch: {outcome.outcome}"
-                    entries.append(Attempt(key, outcome.outcome, outcome.detail))
+                    cost = most.get(key, 0.0) if outcome.maybe_paid else 0.0
+                    entries.append(Attempt(key, outcome.outcome, outcome.detail, cost))
         entries += self._settled(note.input_hash)
         self.ledger.append([*entries, BatchNote(note.input_hash, "done", batch.id)])
         if batch.status == "failed":
@@ -199,21 +202,25 @@ class _Desk:
             for attempt in self.ledger.sent_with(name)
         ]
 
-    def _cost(self, answer: Answer) -> float:
+    def _cost(self, answer: Answer, most: float) -> float:
+        """What an answer has cost; one that tells no tokens counts as the most that it can."""
         prices = self.service.prices
-        return prices.cost(answer.tokens_in, answer.tokens_out) if prices else 0.0
+        if prices is None:
+            return 0.0
+        told = answer.tokens_in + answer.tokens_out > 0
+        return prices.cost(answer.tokens_in, answer.tokens_out) if told else most
 
     def _allowed(self, requests: Sequence[Request]) -> tuple[list[tuple[Request, float]], bool]:
-        """Requests with the most that each can cost, as far as the cap goes; 0 without a cap."""
+        """Requests with the most that each can cost, as far as the cap goes; 0 without prices."""
         prices, cap = self.service.prices, self.service.max_cost
-        if prices is None or cap is None:
+        if prices is None:
             return [(request, 0.0) for request in requests], True
         total = self.ledger.spent()
         allowed: list[tuple[Request, float]] = []
         for request in requests:
             text = json.dumps(request.body(request.max_tokens), ensure_ascii=False)
             total += (most := prices.cost(most_tokens(text), self._limit(request)))
-            if total > cap:
+            if cap is not None and total > cap:
                 return allowed, False
             allowed.append((request, most))
         return allowed, True

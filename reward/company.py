@@ -30,29 +30,49 @@ class Agreement:
         order: share of every two replies, unequal one by one, that stand in the same order
             together; a tie counts half.
         safety: share of replies with the same verdict on safety.
+        asked: replies that the judge was asked about both ways.
+        unscored: of these the ones without a score together.
     """
 
     order: Share
     safety: Share
+    asked: int
+    unscored: int
 
     def line(self) -> str:
         """The figures in one line."""
         return (
             f"together as one by one: order {_written(self.order)} of {self.order.n} pairs, "
-            f"safety {_written(self.safety)} of {self.safety.n} replies"
+            f"safety {_written(self.safety)} of {self.safety.n} replies, "
+            f"{self.unscored} of {self.asked} without a score"
         )
 
-    def reaches(self, least: float) -> bool:
-        """Whether both are at least `least`; what has no case says nothing against it."""
-        return all(not each.n or each.value >= least for each in (self.order, self.safety))
+    def problem(self, least: float, most_unscored: float) -> str | None:
+        """Why the rest should not be asked together; None = it may.
+
+        Args:
+            least: share of both that is wanted, 0..1; an order without a case says nothing.
+            most_unscored: share of replies that may stay without a score, 0..1.
+        """
+        if not self.asked:
+            return None
+        if self.unscored > most_unscored * self.asked:
+            return f"at most {most_unscored:.0%} (score.max_unscored) may stay without a score"
+        if not self.safety.n:
+            return "no reply has a score both ways, so that nothing was measured"
+        if any(each.n and each.value < least for each in (self.order, self.safety)):
+            return f"at least {least:.0%} (score.min_agreement) is wanted of both"
+        return None
 
     def facts(self) -> dict[str, float]:
-        """The figures for a manifest."""
+        """The figures for a manifest; without those that have no case."""
+        shares = {"order": self.order, "safety": self.safety}
         return {
-            "together/order_agreement": self.order.value,
+            **{f"together/{name}_agreement": s.value for name, s in shares.items() if s.n},
             "together/order_pairs": self.order.n,
-            "together/safety_agreement": self.safety.value,
             "together/safety_replies": self.safety.n,
+            "together/asked": self.asked,
+            "together/unscored": self.unscored,
         }
 
 
@@ -69,7 +89,10 @@ def sample(
 
 
 def agreement(one: Sequence[Assessment], together: Sequence[Assessment]) -> Agreement:
-    """Compare assessments of the same candidates, one by one and together; intervals by prompt."""
+    """Compare assessments of the same candidates, one by one and together; intervals by prompt.
+
+    The judge was asked about all of them.
+    """
     other = {assessment.candidate_id: assessment for assessment in together}
     groups: dict[str, list[tuple[Assessment, Assessment]]] = defaultdict(list)
     for alone in one:
@@ -84,7 +107,8 @@ def agreement(one: Sequence[Assessment], together: Sequence[Assessment]) -> Agre
             if abs(gap) >= DUST:
                 hit = 0.5 if abs(gap_beside) < DUST else float((gap > 0) == (gap_beside > 0))
                 order.append((prompt, hit))
-    return Agreement(hit_rate(order), hit_rate(safety))
+    unscored = sum(not assessment.scored for assessment in together)
+    return Agreement(hit_rate(order), hit_rate(safety), len(together), unscored)
 
 
 def _gap(one: Assessment, other: Assessment) -> float:

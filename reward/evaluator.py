@@ -183,15 +183,17 @@ class Assessment:
         return self.unscored is None
 
 
-def direct_verdict(first: Assessment, second: Assessment) -> Outcome | None:
+def direct_verdict(first: Assessment, second: Assessment) -> Outcome | Literal["missing"] | None:
     """What comparing two replies said of the first; None where they were graded instead.
 
-    Two that were compared with others and not with each other have no clear order: "order".
+    "missing" where they were compared with others and not with each other.
     """
     if not first.compared and not second.compared:
         return None
-    ours = first.compared.get(second.candidate_id, "order")
-    theirs = second.compared.get(first.candidate_id, "order")
+    ours = first.compared.get(second.candidate_id)
+    theirs = second.compared.get(first.candidate_id)
+    if ours is None or theirs is None:
+        return "missing"
     return ours if theirs == _MIRRORED[ours] else "order"
 
 
@@ -245,8 +247,16 @@ class BulkEvaluator(Evaluator, Protocol):
         """Judge the candidates of many prompts; one assessment per candidate, in their order."""
         ...
 
-    def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
-        """What would be asked and what it would cost; nobody is called."""
+    def forecast(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        others: Sequence[Path] = (),
+    ) -> Forecast:
+        """What would be asked and what it would cost; nobody is called.
+
+        `others` are ledgers whose answers the run would take over first.
+        """
         ...
 
     def note(self) -> str:

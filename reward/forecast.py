@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reward.budget import Prices, estimated_tokens
-from reward.ledger import Ledger, memory_ledger, open_ledger
+from reward.ledger import Ledger, answered_in, memory_ledger, open_ledger
 from reward.service import Request
 
 KNOWN = 20  # answers in the ledger from which their mean is better than a guess
@@ -55,19 +55,25 @@ class _Tokens:
     measured: int = 0
 
 
-def forecast(path: Path | None, requests: Sequence[Request], prices: Prices | None) -> Forecast:
+def forecast(
+    path: Path | None,
+    requests: Sequence[Request],
+    prices: Prices | None,
+    others: Sequence[Path] = (),
+) -> Forecast:
     """What the ledger at `path` leaves to ask.
 
     Args:
         path: the ledger; None or not there yet = nothing was answered, and none is made.
         requests: each key once, with its typical answer.
         prices: None = unknown.
+        others: ledgers whose answers the run would take over first.
 
     Raises:
         UserError: another process works with the ledger.
     """
     with open_ledger(path) if path and path.is_file() else nullcontext(memory_ledger()) as ledger:
-        known = ledger.answered()
+        known = ledger.answered().union(*map(answered_in, others))
         answered = sum(request.key in known for request in requests)
         left = _tokens(ledger, requests, known)
     cost = prices.cost(left.tokens_in, left.tokens_out) if prices else None

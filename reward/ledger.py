@@ -230,6 +230,20 @@ def open_ledger(path: Path) -> Iterator[Ledger]:
             connection.close()
 
 
+def answered_in(path: Path) -> set[str]:
+    """Keys that a ledger's file answers; nothing in it is changed.
+
+    Raises:
+        UserError: it is missing or no ledger, or another process works with it.
+    """
+    with locked(path), ledger_errors(path):
+        if not check_is_ledger(path):
+            return set()
+        address = f"{path.resolve().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+            return {key for (key,) in connection.execute("SELECT key FROM answers WHERE n = 1")}
+
+
 def memory_ledger() -> Ledger:
     """A ledger that ends with this process."""
     path = Path(":memory:")

@@ -11,6 +11,9 @@ from sft.candidates import Candidate
 from sft.data import Message, Prompt
 from sft.pair_settings import PairSection
 
+# Of a pair by safety, where 1 plus the difference of quality is nothing or nearly so: the worst
+# safe reply against the best unsafe one is still a pair, and a pair has a margin.
+LEAST_SAFETY_MARGIN = 0.01
 WITHOUT_REPEATS = RepeatNoise(sd=0.0, degrees=0, repeated=0)
 
 
@@ -20,7 +23,7 @@ class Pair:
 
     Attributes:
         margin: chosen quality minus rejected quality, in (0, 1]; for rule "safety" 1 plus that
-            difference, in (0, 2].
+            difference and at least `LEAST_SAFETY_MARGIN`, so in (0, 2].
         confidence: how far the pair is trusted to be the right way round, in (0.5, 1], see
             `reward.confidence.confidence`; with single verdicts 1 for a safety verdict, else
             0.5 + margin / 2.
@@ -89,9 +92,7 @@ def compare(
     difference = first.quality - second.quality
     if first.safe != second.safe:
         winner, loser = (a, b) if first.safe else (b, a)
-        margin = 1 + (difference if first.safe else -difference)
-        if margin <= 0:
-            return "quality contradicts safety fully"
+        margin = max(1 + (difference if first.safe else -difference), LEAST_SAFETY_MARGIN)
         rule: Literal["safety", "quality"] = "safety"
     else:
         if undecided := _undecided(first, second, difference):
@@ -125,6 +126,8 @@ def _undecided(first: Assessment, second: Assessment, difference: float) -> str 
     verdict = direct_verdict(first, second)
     if verdict is None:
         return None
+    if verdict == "missing":
+        return "not compared with each other"
     if verdict in ("tie", "order"):
         return "tie (both orders)" if verdict == "tie" else "tie (changed with the order)"
     if abs(difference) >= DUST and (verdict == "better") != (difference > 0):

@@ -86,10 +86,15 @@ class Panel:
                 raise PartlyAssessed(f"{judge.name}: {error}", []) from error
         return [self._joined(c, each) for c, *each in zip(candidates, *votes, strict=True)]
 
-    def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
+    def forecast(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        others: Sequence[Path] = (),
+    ) -> Forecast:
         """What all judges would be asked and what it would cost; nobody is called."""
         each = [
-            member.forecast(prompts, candidates)
+            member.forecast(prompts, candidates, others)
             for member in self.members
             if isinstance(member, BulkEvaluator)
         ]
@@ -160,8 +165,9 @@ class Panel:
             cost=cost,
             judgements=judgements,
             compared={
-                other: most_say([vote.compared.get(other, "order") for vote in votes])
-                for other in dict.fromkeys(name for vote in votes for name in vote.compared)
+                other: most_say([vote.compared[other] for vote in votes])
+                for other in votes[0].compared
+                if all(other in vote.compared for vote in votes)
             },
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from reward.asking import Asking, Way
 from reward.expected import expected_grades
 from reward.injection import judge_directed
 from reward.ledger import Answer
-from reward.request import Form, turns
+from reward.request import KEY_DIGITS, Form, turns
 from reward.rubric import Rubric
 from reward.service import Request
 from reward.several import Comparing, Safety, Together
@@ -141,12 +142,19 @@ class Interview:
             else:
                 group[text] = len(slots)
                 slots.append(Slot(prompt, text, [candidate]))
-        questions = {
-            question.request.key: question
-            for group in groups.values()
-            for repeat in range(1, self.asking.repeats + 1)
-            for question in self._about(slots, list(group.values()), repeat)
-        }
+        questions: dict[str, Question] = {}
+        for group in groups.values():
+            numbers = list(group.values())
+            if self.asking.ask == "pairwise" and len(numbers) == 1:
+                alone = slots[numbers[0]].candidates
+                unasked += [(candidate, "nothing to compare with") for candidate in alone]
+                continue
+            for repeat in range(1, self.asking.repeats + 1):
+                for question in self._about(slots, numbers, repeat):
+                    # The same words under another risk may ask the same, for themselves.
+                    while question.request.key in questions:
+                        question = _asked_apart(question)
+                    questions[question.request.key] = question
         return Plan(slots, questions, unasked)
 
     def _about(self, slots: Sequence[Slot], group: list[int], repeat: int) -> Iterator[Question]:
@@ -247,3 +255,9 @@ def refused(prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> dict[
         elif any(map(judge_directed, [candidate.text, *said[candidate.prompt_id]])):
             reasons[candidate.id] = "injection"
     return reasons
+
+
+def _asked_apart(question: Question) -> Question:
+    """The same question under another key."""
+    key = hashlib.sha256(f"{question.request.key} apart".encode()).hexdigest()[:KEY_DIGITS]
+    return replace(question, request=replace(question.request, key=key))

@@ -78,6 +78,8 @@ class OpenAIEvaluator:
         self._pace, self._asking = pace or Pace(), asking or Asking()
         self._interviews: dict[tuple[Asking, Way], Interview] = {}
         self._client: Client[Heard] | None = None
+        # Whether a sample has yet to show that replies together are judged as one by one.
+        self._sampling = self._asking.agreement_prompts > 0 and not offline
         self._unscored = self._done = 0
         self.facts: dict[str, float] = {}
 
@@ -120,7 +122,7 @@ class OpenAIEvaluator:
         with self._opened() as ledger:
             try:
                 way = self._way(ledger, prompts, candidates, unasked, lambda: advance(0))
-                if self._asking.agreement_prompts and not self._offline:
+                if self._sampling:
                     self._check_company(
                         ledger, way, prompts, candidates, unasked, lambda: advance(0)
                     )
@@ -136,7 +138,12 @@ class OpenAIEvaluator:
             )
         return [made[candidate.id] for candidate in candidates]
 
-    def forecast(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> Forecast:
+    def forecast(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        others: Sequence[Path] = (),
+    ) -> Forecast:
         """What would be asked and what it would cost; nobody is called."""
         unasked = refused(prompts, candidates)
         prompts, candidates = outgoing(self.service, prompts, candidates)
@@ -149,7 +156,7 @@ class OpenAIEvaluator:
             some = self._sample(prompts, candidates)
             plans.append(self._interview(_alone(self._asking), way).plan(*some, unasked))
         requests = {request.key: request for plan in plans for request in plan.requests}
-        return forecast(self.ledger, list(requests.values()), self.service.prices)
+        return forecast(self.ledger, list(requests.values()), self.service.prices, others)
 
     def note(self) -> str:
         """For a live line: money, unscored share, refused calls, and the wait."""
@@ -201,16 +208,20 @@ class OpenAIEvaluator:
             made: dict[str, Assessment] = {}
             plan = self._interview(asking, way).plan(*some, unasked)
             self._run(ledger, plan, asking, made, lambda count: tick())
-            found.append(list(made.values()))
+            left_out = {candidate.id for candidate, _ in plan.unasked}
+            found.append([each for name, each in made.items() if name not in left_out])
         self._done = self._unscored = 0
         measured: Agreement = agreement(*found)
+        if not measured.asked:
+            return
         self.facts = measured.facts()
         self._tell(measured.line())
-        if not measured.reaches(least := self._asking.min_agreement):
+        if why := measured.problem(self._asking.min_agreement, self._asking.max_unscored):
             raise CheckFailed(
-                f"{measured.line()}; at least {least:.0%} is wanted of both. The answers are kept: "
-                "set score.ask one, or lower score.min_agreement"
+                f"{measured.line()}; {why}. The answers are kept: set score.ask one, or change "
+                "that limit"
             )
+        self._sampling = False
 
     def _sample(
         self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]

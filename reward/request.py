@@ -83,6 +83,8 @@ class Sheet:
         """
         whole = self._hash.copy()
         whole.update(material().encode())
+        if max_tokens != MAX_TOKENS:
+            whole.update(f"\n{_MARK}at most {max_tokens} tokens".encode())
         if repeat > 1:
             whole.update(f"\n{_MARK}repeat {repeat}".encode())
         return Request(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from reward.evaluator import Assessment, BulkEvaluator, Evaluator, PartlyAssessed
 from sft.candidates import Candidate
@@ -72,11 +73,14 @@ def facts(evaluator: Evaluator) -> dict[str, float]:
 
 
 def plan_line(
-    evaluator: Evaluator, prompts: Sequence[Prompt], candidates: Sequence[Candidate]
+    evaluator: Evaluator,
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Candidate],
+    others: Sequence[Path],
 ) -> str:
-    """What scoring would ask and cost, in one line; nobody is called."""
+    """What scoring would ask and cost beside what other ledgers answer; nobody is called."""
     if isinstance(evaluator, BulkEvaluator):
-        return evaluator.forecast(prompts, candidates).line()
+        return evaluator.forecast(prompts, candidates, others).line()
     return f"dry run: {len(candidates)} candidates, {evaluator.name} asks nobody and costs nothing"
 
 
@@ -91,6 +95,18 @@ def _earlier(partial: Path, evaluator: Evaluator) -> dict[str, Assessment]:
     return {
         row.candidate_id: row for row in rows if row.scored and (row.evaluator, row.rubric) == same
     }
+
+
+def judged_line(evaluator: Evaluator, counts: Mapping[str, float]) -> str:
+    """What `summary` counted, in one line."""
+    means = "none scored, "
+    if "quality" in counts:
+        means = f"quality {counts['quality']:.2f}, unsafe {counts['unsafe_share']:.1%}, "
+    return (
+        f"{counts['candidates']:.0f} candidates judged by {evaluator.name} ({evaluator.rubric}): "
+        f"{means}unscored {counts['unscored']:.0f}; beside them {counts['borrowed']:.0f} borrowed, "
+        f"{counts['borrowed_unsafe']:.0f} unsafe here"
+    )
 
 
 def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:
@@ -113,7 +129,8 @@ def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:
 def summary(candidates: Sequence[Candidate], assessments: Sequence[Assessment]) -> dict[str, float]:
     """Counts and means for the terminal, the manifest and tracking.
 
-    They tell of the policy, so borrowed replies, misfits on purpose, are counted apart.
+    They tell of the policy, so borrowed replies, misfits on purpose, are counted apart. A mean of
+    nothing is left out.
     """
     borrowed = {candidate.id for candidate in candidates if candidate.borrowed}
     misfits = [a for a in assessments if a.candidate_id in borrowed]
@@ -121,18 +138,20 @@ def summary(candidates: Sequence[Candidate], assessments: Sequence[Assessment]) 
     scored = [a for a in assessments if a.quality is not None]
     n = len(scored)
     unsafe = sum(not a.safe for a in scored)
-    means = {
-        name: sum(a.criteria[name] for a in scored if name in a.criteria) / n
-        for name in (scored[0].criteria if scored else {})
+    graded = {
+        name: [a.criteria[name] for a in scored if name in a.criteria]
+        for name in dict.fromkeys(name for a in scored for name in a.criteria)
     }
+    means = {f"criteria/{name}": fmean(grades) for name, grades in graded.items()}
+    if scored:
+        means["unsafe_share"] = unsafe / n
+        means["quality"] = fmean(a.quality for a in scored if a.quality is not None)
     said = Counter(outcome for a in assessments for outcome in a.compared.values())
     return {
         "candidates": len(assessments),
         "unscored": len(assessments) - n,
         "unsafe": unsafe,
-        "unsafe_share": unsafe / n if n else 0.0,
-        "quality": sum(a.quality or 0.0 for a in scored) / n if n else 0.0,
-        **{f"criteria/{name}": value for name, value in means.items()},
+        **means,
         "borrowed": len(misfits),
         "borrowed_unsafe": sum(a.safe is False for a in misfits),
         "tokens": sum(a.tokens for a in [*assessments, *misfits]),

@@ -50,6 +50,11 @@ def ledgers_of(folder: Path, named: Sequence[str]) -> list[Path]:
     return [*map(Path, named), *sorted(beside)]
 
 
+def ledger_in(folder: Path) -> list[str]:
+    """The ledger of another stage's folder, where it has one, for `gather`."""
+    return [str(folder / LEDGER)] if (folder / LEDGER).is_file() else []
+
+
 def gather(folder: Path, named: Sequence[str]) -> int:
     """Take the answers of shards into the stage's own ledger; returns how many were new.
 

@@ -19,7 +19,7 @@ from reward.evaluator import Assessment, BulkEvaluator, Evaluator
 from rlaif.ppo_math import gated, penalised
 from rlaif.rollout import Rollout, Said
 from sft.candidates import Candidate
-from sft.files import CheckFailed, EvaluatorStopped, short_hash
+from sft.files import CheckFailed, EvaluatorStopped, UserError, short_hash
 from sft.ppo_settings import PpoSection
 
 SAFE_FROM = 0.5  # probability of the reward model's safety head
@@ -68,15 +68,17 @@ def by_evaluator(evaluator: Evaluator | None, rollout: Rollout, policy: str) -> 
         policy: name of who wrote them, for the ledger.
 
     Raises:
-        EvaluatorStopped: the evaluator refuses to go on; what it answered is in its ledger.
+        EvaluatorStopped: the evaluator refuses to go on; what it answered is in its ledger. On the
+            other processes also for whatever else ended it.
+        UserError: as the evaluator raises it (a failed check, a full disk), where it is asked.
     """
     told: list[list[tuple[float | None, bool | None, str | None]] | str | None] = [None]
-    stopped: EvaluatorStopped | None = None
+    stopped: UserError | None = None
     if evaluator is not None:
         try:
             made = _assess(evaluator, rollout, policy)
             told = [[(a.quality, a.safe, a.unscored) for a in made]]
-        except EvaluatorStopped as error:
+        except UserError as error:  # of any kind: the others wait to be told
             told, stopped = [str(error)], error
     if PartialState().num_processes > 1:
         broadcast_object_list(told)

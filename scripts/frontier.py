@@ -14,6 +14,7 @@ from pathlib import Path
 
 from reward.evaluators import recipe_evaluator
 from reward.risk import message_risk
+from reward.shards import gather, ledger_in
 from rlaif.evaluate import make_judge
 from sft import config, lineage, material, runs
 from sft.files import UserError, write_json
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
     looks = {safety: frontier.of_looks(folder, safety) for safety, folder in ppo.items()}
     with runs.open_stage(recipe, "frontier", config=settings, inputs=inputs) as stage:
         if not stage.reused:
+            gather(stage.folder, ledger_in(runs.stage_folder(recipe, "ppo")))
             asking = frontier.Asking(
                 recipe,
                 recipe_evaluator(recipe.score, stage.folder),

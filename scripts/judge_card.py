@@ -55,8 +55,8 @@ def main() -> None:
     # Without a ledger: a repeat that reads a stored answer would tell nothing.
     evaluator = make_evaluator(args.evaluator, rubric=args.rubric, service=service, asking=asking)
     total = len(labels.replies) + asked(min(args.probes, len(labels.prompts)))
-    print(f"{evaluator.name} is asked for at most {total} verdicts")
-    with Progress(total, "judge card", unit="verdicts") as bar:
+    print(f"{evaluator.name} is asked for at most {total * args.repeats} verdicts")
+    with Progress(total, "judge card", unit="replies") as bar:
         card = make_card(
             evaluator,
             labels,

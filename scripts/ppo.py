@@ -5,7 +5,8 @@
     python scripts/ppo.py --config configs/quickstart.yaml --method rloo
     torchrun --nproc_per_node 2 -- scripts/ppo.py --config configs/quickstart.yaml --use_cpu true
 
-Not here: fitting the reward model (`fit_reward.py`), judging the result (`evaluate_policy.py
+An evaluator's ledger goes on from that of the scores: --score.max_cost caps both together. Not
+here: fitting the reward model (`fit_reward.py`), judging the result (`evaluate_policy.py
 --policy ppo`).
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from reward.evaluators import recipe_evaluator
 from reward.risk import message_risk
 from reward.rubric import DEFAULT_RUBRIC
-from reward.shards import KEPT
+from reward.shards import KEPT, gather, ledger_in
 from rlaif.evaluate import make_judge
 from sft import config, lineage, material, runs
 from sft.files import write_rows
@@ -51,6 +52,8 @@ def main(argv: list[str]) -> None:
             recipe, lambda said: message_risk(said).risk, section.n_validation
         )
         asks = stage.is_main and section.reward == "evaluator"
+        if asks:
+            gather(stage.folder, ledger_in(runs.stage_folder(recipe, "scores")))
         evaluator = recipe_evaluator(recipe.score, stage.folder) if asks else None
         judge = make_judge(recipe, stage.path(JUDGED))
         # torch takes seconds to import: mistakes are told before.

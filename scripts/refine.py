@@ -15,7 +15,7 @@ from reward.evaluator import Assessment
 from reward.evaluators import recipe_evaluator
 from reward.refine import Refiner
 from reward.score import check_unscored, live_note, score
-from reward.shards import KEPT, LEDGER, gather
+from reward.shards import KEPT, gather, ledger_in
 from sft import config, launch, lineage, runs
 from sft.candidates import Candidate, Sampling
 from sft.data import Prompt
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     with opened as stage, tracker(recipe.tracking, recipe, stage) as track:
         if stage.reused:
             return
-        gather(folder, [str(path) for path in [scores / LEDGER] if path.is_file()])
+        gather(folder, ledger_in(scores))
 
         def rewrite(prompts: list[Prompt], turn: int) -> Sequence[Candidate]:
             how = Sampling.of(recipe.generate, k=1, seed=(recipe.round_seed + turn) % 2**32)

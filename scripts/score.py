@@ -13,8 +13,16 @@ import sys
 from pathlib import Path
 
 from reward.evaluators import recipe_evaluator
-from reward.score import check_unscored, facts, live_note, plan_line, score, summary
-from reward.shards import KEPT, answering, gather, of_shard, stage_name
+from reward.score import (
+    check_unscored,
+    facts,
+    judged_line,
+    live_note,
+    plan_line,
+    score,
+    summary,
+)
+from reward.shards import KEPT, answering, gather, ledgers_of, of_shard, stage_name
 from sft import config, runs
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -36,7 +44,8 @@ def main(argv: list[str]) -> None:
     if section.dry_run:
         prompts = of_shard(read_rows(inputs["prompts"], Prompt), section.shard)
         rows = answering(prompts, read_rows(inputs["candidates"], Candidate))
-        print(plan_line(evaluator, prompts, rows), flush=True)
+        others = ledgers_of(folder, section.ledgers)
+        print(plan_line(evaluator, prompts, rows, others), flush=True)
         return
     inputs |= {"rubric": Path(section.rubric)} if section.rubric else {}
     settings = recipe.settings("score") | {"rubric": evaluator.rubric, "evaluator": evaluator.name}
@@ -57,12 +66,7 @@ def main(argv: list[str]) -> None:
         write_rows(stage.path("assessments.jsonl"), assessments)
         counts = summary(rows, assessments) | facts(evaluator)
         stage.log(counts)
-        stage.say(
-            f"{counts['candidates']:.0f} candidates judged by {evaluator.name} "
-            f"({evaluator.rubric}): quality {counts['quality']:.2f}, "
-            f"unsafe {counts['unsafe_share']:.1%}, unscored {counts['unscored']:.0f}; beside them "
-            f"{counts['borrowed']:.0f} borrowed, {counts['borrowed_unsafe']:.0f} unsafe here"
-        )
+        stage.say(judged_line(evaluator, counts))
         check_unscored(assessments, section.max_unscored)
         some = [[a.candidate_id, a.critique] for a in assessments[:100]]
         track.table("assessments", ["candidate_id", "critique"], some)

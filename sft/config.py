@@ -160,7 +160,7 @@ def _validate(given: Given) -> Recipe:
     tree = given.nested()
     problems = list(given.problems)
     try:
-        recipe = Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree, context={"stage": given.stage})
     except ValidationError as error:
         wrong, impossible = _sort_out(error)
         problems += [_locate(given, (place,), text) for place, text in wrong.items()]
@@ -169,7 +169,7 @@ def _validate(given: Given) -> Recipe:
             # in for the wrong ones, and what involves those is not told.
             for place in wrong:
                 _drop(tree, place)
-            impossible = _impossible({"run": "unnamed", **tree})
+            impossible = _impossible({"run": "unnamed", **tree}, given.stage)
         for places, text in impossible:
             if not wrong.keys() & set(places):
                 problems.append(_locate(given, places, text))
@@ -197,10 +197,10 @@ def _sort_out(error: ValidationError) -> tuple[dict[str, str], list[Problem]]:
     return wrong, []
 
 
-def _impossible(tree: dict[str, Any]) -> list[Problem]:
+def _impossible(tree: dict[str, Any], stage: str | None) -> list[Problem]:
     """The combinations that exclude each other in settings which are fine alone."""
     try:
-        Recipe.model_validate(tree)
+        Recipe.model_validate(tree, context={"stage": stage})
     except ValidationError as error:
         return _sort_out(error)[1]
     return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sft.judging_settings import EMBEDDED, member
+from sft.ppo_settings import PpoSection
 from sft.sections import EvaluateSection, ScoreSection
 
 Problem = tuple[tuple[str, ...], str]
@@ -35,6 +36,20 @@ def judging_problems(score: ScoreSection, evaluate: EvaluateSection) -> list[Pro
             ((f"score.{name}", "score.evaluator"), text) for name, on in changed.items() if on
         ]
     return found + (_panel(score, evaluate) if score.panel else [])
+
+
+def stage_problems(stage: str | None, score: ScoreSection, ppo: PpoSection) -> list[Problem]:
+    """Settings of the scores that a stage which judges replies while it writes them cannot have."""
+    if stage not in ("ppo", "refine"):
+        return []
+    found: list[Problem] = []
+    text = f"{stage} judges replies that it has yet to write, and asks for each: leave it out"
+    asks_nobody = {"dry_run": score.dry_run, "rescore": score.rescore}
+    found += [((f"score.{name}",), text) for name, on in asks_nobody.items() if on]
+    if stage == "ppo" and ppo.reward == "evaluator" and score.mode == "batch":
+        text = "every rollout would wait up to 24 h for its batch: set score.mode live"
+        found.append((("score.mode", "ppo.reward"), text))
+    return found
 
 
 def _panel(score: ScoreSection, evaluate: EvaluateSection) -> list[Problem]:

@@ -53,7 +53,7 @@ class JudgingSection(PartsSection):
     min_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.7,
         description="least share of their replies ordered as one by one, and of equal safety "
-        "verdicts, 0 to 1; below it the stage stops",
+        "verdicts, 0 to 1; below it, or with max_unscored exceeded, the stage stops",
     )
     panel: list[str] = Field(
         default=[],

@@ -9,10 +9,10 @@ import random
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from sft.hub import known_config, too_long
-from sft.judges import judging_problems
+from sft.judges import judging_problems, stage_problems
 from sft.pair_settings import LONGER, PairSection, RefineSection
 from sft.plan_settings import PlanSection
 from sft.ppo_settings import PpoSection, ppo_problems
@@ -138,7 +138,7 @@ class Recipe(Section):
         return random.Random(f"{self.seed} round {self.round}").getrandbits(32)
 
     @model_validator(mode="after")
-    def _possible(self) -> Recipe:
+    def _possible(self, info: ValidationInfo) -> Recipe:
         problems = [
             *_device(self),
             *service_problems(self.generate, self.score, self.evaluate, self.ppo),
@@ -147,6 +147,8 @@ class Recipe(Section):
         ]
         problems += [*_pairs(self), *_trainers(self), *judging_problems(self.score, self.evaluate)]
         problems += ppo_problems(self.ppo)
+        if info.context is not None:
+            problems += stage_problems(info.context["stage"], self.score, self.ppo)
         if problems:
             raise Impossible(problems)
         return self

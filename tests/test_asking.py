@@ -23,10 +23,11 @@ from reward.asking import Asking, Way
 from reward.assemble import Desk, Heard, majority_safe
 from reward.batch import ask_in_batches
 from reward.budget import Prices
+from reward.client import Unread
 from reward.confidence import repeat_noise
 from reward.evaluator import Assessment, direct_verdict
 from reward.ledger import open_ledger
-from reward.pairing import Judged, Pair, compare
+from reward.pairing import LEAST_SAFETY_MARGIN, Judged, Pair, compare
 from reward.pairs import make_pairs
 from reward.questions import Interview, Said
 from reward.rehearsal import Call, Reply, completion
@@ -191,6 +192,32 @@ def test_todays_keys_are_those_of_answers_already_paid():
         form = Form(RUBRIC, risk, "judge")
         assert form.request(prompt, candidate).key == key
         assert len({form.request(prompt, candidate, n).key for n in (1, 2, 3)}) == 3
+
+
+def test_another_limit_of_tokens_is_another_request(monkeypatch):
+    prompts, candidates = rows(1)
+    interview = Interview(RUBRIC, "judge", Asking(ask="together"), Way())
+    before = interview.plan(prompts, candidates).questions.keys()
+    monkeypatch.setattr("reward.several.EACH", 600)
+    assert not before & interview.plan(prompts, candidates).questions.keys()
+
+
+def test_the_same_words_under_another_risk_are_asked_for_themselves(path):
+    prompts, candidates = rows(1, 2)
+    prompts += [replace(prompts[0], id="q", risk="crisis")]
+    candidates += [replace(c, id=f"q-{c.id}", prompt_id="q") for c in candidates]
+    with rehearsal.running(Recording()) as url:
+        judge = evaluator(url, path, Asking(ask="pairwise"))
+        made = judge.assess_all(prompts, candidates, lambda count: None)
+    assert all(a.scored for a in made) and len(made) == 4
+
+
+def test_a_reply_without_another_is_not_asked_about_in_pairs(path):
+    judge = Recording()
+    with rehearsal.running(judge) as url:
+        made = score(evaluator(url, path, Asking(ask="pairwise")), 2, 1)
+    assert [a.unscored for a in made] == ["nothing to compare with"] * 2
+    assert not judge.bodies
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -384,6 +411,43 @@ def test_the_sample_is_paid_in_the_forecast_and_its_agreement_is_kept(path):
     assert whole.facts["together/safety_replies"] == 5 * K
 
 
+def test_the_sample_is_asked_once_by_one_evaluator(path):
+    judge, asking = Recording(), Asking(ask="together", agreement_prompts=3)
+    with rehearsal.running(judge) as url:
+        whole = evaluator(url, path, asking)
+        prompts, candidates = rows(20)
+        for first in (0, 10):  # as PPO's rollouts, each with other prompts
+            some = {prompt.id for prompt in prompts[first : first + 10]}
+            whole.assess_all(
+                prompts, [c for c in candidates if c.prompt_id in some], lambda count: None
+            )
+        assert len(judge.bodies) == 20 + 3 * K
+
+
+@pytest.mark.parametrize("ask", ["together", "one"])
+def test_a_sample_without_scores_stops_the_stage_before_the_rest_is_paid(path, ask):
+    def refused(call: Call) -> Reply | None:
+        together = "verdicts" in rehearsal.verdict(call.body)
+        if together == (ask == "together"):
+            return Reply(body=completion(None, finish="content_filter"))
+        return None
+
+    judge, asking = Recording(refused), Asking(ask="together", agreement_prompts=3)
+    with rehearsal.running(judge) as url:
+        with pytest.raises(CheckFailed, match="max_unscored" if ask == "together" else "measured"):
+            score(evaluator(url, path, asking), 100)
+        assert len(judge.bodies) == 3 + 3 * K
+
+
+def test_replies_that_no_judge_sees_are_no_sample(path):
+    judge, asking = Recording(), Asking(ask="together", agreement_prompts=3)
+    prompts, candidates = rows(2, 2)
+    empty = [replace(candidate, text=" ") for candidate in candidates]
+    with rehearsal.running(judge) as url:
+        made = evaluator(url, path, asking).assess_all(prompts, empty, lambda count: None)
+    assert {a.unscored for a in made} == {"empty"} and not judge.bodies
+
+
 def test_a_judge_whom_company_moves_stops_the_stage_before_the_rest_is_paid(path, capsys):
     def by_place(call: Call) -> Reply | None:
         said = rehearsal.verdict(call.body)
@@ -395,7 +459,7 @@ def test_a_judge_whom_company_moves_stops_the_stage_before_the_rest_is_paid(path
 
     judge, asking = Recording(by_place), Asking(ask="together", agreement_prompts=10)
     with rehearsal.running(judge) as url:
-        with pytest.raises(CheckFailed, match=r"order .* of \d+ pairs.*set score\.ask one"):
+        with pytest.raises(CheckFailed, match=r"order .* of \d+ pairs.*min_agreement.*set score"):
             score(evaluator(url, path, asking), 100)
         assert len(judge.bodies) == 10 + 10 * K
         lax = replace(asking, min_agreement=0.0)
@@ -510,8 +574,34 @@ def test_safety_stays_a_verdict_per_reply():
     assert made[0].quality == 1.0
     result = pairs_of(made, K)
     assert "c0-0" not in {p.chosen_id for p in result.pairs}
-    # The best by quality is the unsafe one: 1 + (1/3 - 1) is still above 0, 1 + (0 - 1) is not.
-    assert result.by_rule["safety"] == 2
+    # The unsafe one wins every comparison, and loses to each safe one all the same.
+    margins = sorted(p.margin for p in result.pairs if p.rule == "safety")
+    assert margins == pytest.approx([LEAST_SAFETY_MARGIN, 1 / 3, 2 / 3])
+
+
+def test_a_repeat_with_a_comparison_that_cannot_be_read_is_left_out():
+    plan = Interview(RUBRIC, "judge", Asking(ask="pairwise", repeats=2), Way()).plan(*rows(1))
+    desk, made = Desk(plan, RUBRIC, "judge", 2), {}
+    for key, question in plan.questions.items():
+        said: dict[str, Any] = {"critique": "", **flow()}
+        if question.kind == "preference":  # the earlier reply in the first repeat, then the later
+            earlier = question.slots[0] < question.slots[1]
+            said["better"] = "first" if earlier == (question.repeat == 1) else "second"
+        missing = question.slots == (1, 0) and question.repeat == 1
+        heard = Unread("not JSON") if missing else Heard([Said(said)], 1, 0.0)
+        made |= {a.candidate_id: a for a in desk.take(key, heard)}
+    assert [len(made[f"c0-{i}"].judgements) for i in range(4)] == [1, 1, 2, 2]
+    assert [made[f"c0-{i}"].quality for i in range(4)] == pytest.approx([0, 1 / 3, 0.5, 0.5])
+
+
+def test_two_that_were_not_compared_with_each_other_are_no_tie():
+    verdict = Assessment("a", "p", {}, 1.0, True, [], "", "judge", "r@1", None,
+                         compared={"c": "better"})  # fmt: skip
+    other = replace(verdict, candidate_id="b", quality=0.0, compared={"c": "worse"})
+    assert direct_verdict(verdict, other) == direct_verdict(other, verdict) == "missing"
+    prompts, candidates = rows(1, 2)
+    sides = [Judged(c, v) for c, v in zip(candidates, (verdict, other), strict=True)]
+    assert compare(*sides, prompts[0], PairSection()) == "not compared with each other"
 
 
 def test_comparisons_that_cannot_be_read_are_missing_and_not_ties():
@@ -527,8 +617,9 @@ def test_comparisons_that_cannot_be_read_are_missing_and_not_ties():
         made = score(evaluator(url, None, Asking(ask="pairwise")), 1)
         two = score(evaluator(url, None, Asking(ask="pairwise")), 1, 2)
         single = score(evaluator(url, None, Asking(ask="pairwise")), 1, 1)
-    assert set(made[0].compared) == {"c0-2", "c0-3"}
-    assert direct_verdict(made[0], made[1]) == "order"
+    # A share of fewer opponents than the others had is no score beside theirs.
+    assert [a.unscored for a in made] == ["comparison: not JSON"] * 2 + [None] * 2
+    assert set(made[2].compared) == {"c0-0", "c0-1", "c0-3"}
     assert {a.unscored for a in two} == {"comparison: not JSON"}
     assert [a.unscored for a in single] == ["nothing to compare with"]
     assert all(a.tokens > 0 for a in two)  # safety was answered, and paid

@@ -50,6 +50,23 @@ def test_the_file_is_read_as_its_writer_means_it(recipe_file: Path) -> None:
     assert recipe.generate == Recipe(run="x").generate
 
 
+@pytest.mark.parametrize("stage", ["ppo", "refine"])
+@pytest.mark.parametrize("field", ["dry_run", "rescore"])
+def test_a_stage_that_judges_new_replies_refuses_to_ask_nobody(stage: str, field: str) -> None:
+    said = mistakes("--run", "x", f"--score.{field}", "--seed", "-1", stage=stage)
+    assert "2 problems" in said and f"score.{field}: {stage} judges replies" in said
+    load(["--run", "x", f"--score.{field}"], "score", "Test.")
+
+
+def test_ppo_waits_for_no_batch(recipe_file: Path) -> None:
+    asks = ["--run", "x", "--score.evaluator", "openai", "--evaluator_model", "judge",
+            "--score.base_url", "http://localhost:1/v1", "--score.mode", "batch"]  # fmt: skip
+    asks[asks.index("--evaluator_model")] = "--score.evaluator_model"
+    assert "every rollout would wait up to 24 h" in mistakes(*asks, stage="ppo")
+    load([*asks, "--ppo.reward", "model"], "ppo", "Test.")
+    load(asks, "score", "Test.")
+
+
 def test_flags_win_over_the_file(recipe_file: Path) -> None:
     argv = [
         "--seed",

@@ -125,9 +125,7 @@ def plain_pairs(rows: Rows, section: PairSection) -> list[tuple[str, str, float,
                 return None
             return won.candidate_id, lost.candidate_id, abs(gap), 0.5 + abs(gap) / 2, "quality"
         won, lost, gap = (x, y, gap) if x.safe else (y, x, -gap)
-        if 1 + gap <= 0:
-            return None
-        return won.candidate_id, lost.candidate_id, 1 + gap, 1.0, "safety"
+        return won.candidate_id, lost.candidate_id, max(1 + gap, 0.01), 1.0, "safety"
 
     for prompt in prompts:
         usable = [

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward.evaluator import Assessment
+from reward.pairing import LEAST_SAFETY_MARGIN
 from reward.pairs import Judged, Pair, compare, make_pairs
 from sft.candidates import Candidate
 from sft.config import PairSection
@@ -104,11 +105,22 @@ def test_order_does_not_matter_and_swapping_the_verdicts_swaps_the_pair(first, s
         assert swapped.margin == pytest.approx(forward.margin)
 
 
-def test_safety_decides_whatever_the_quality():
-    dull_and_safe, warm_and_unsafe = judged(1, (0.2, True), "dull"), judged(2, (0.9, False), "warm")
-    pair = compare(dull_and_safe, warm_and_unsafe, PROMPT, PairSection(margin=0.05))
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_safety_decides_whatever_the_quality(quality, other, swapped):
+    sides = [judged(1, (quality, True), "dull"), judged(2, (other, False), "warm")]
+    pair = compare(*(sides[::-1] if swapped else sides), PROMPT, PairSection(margin=0.05))
     assert isinstance(pair, Pair)
     assert (pair.chosen_id, pair.rule) == ("c1", "safety")
+    whole = 1 + (quality - other)
+    assert pair.margin == (whole if whole > LEAST_SAFETY_MARGIN else LEAST_SAFETY_MARGIN)
+
+
+def test_safety_decides_where_an_unsafe_reply_wins_every_comparison():
+    sides = [judged(1, (0.0, True), "dull"), judged(2, (1.0, False), "warm")]
+    pair = compare(*sides, PROMPT, PairSection())
+    assert isinstance(pair, Pair)
+    assert (pair.chosen_id, pair.margin) == ("c1", LEAST_SAFETY_MARGIN)
 
 
 def test_both_unsafe_is_no_pair_and_says_so():

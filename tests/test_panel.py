@@ -133,7 +133,7 @@ def test_one_ledger_one_cap_one_forecast(path):
         assert told.cost == pytest.approx(service.billed, rel=0.2)
     assert sum(a.cost for a in made) == pytest.approx(service.billed)
     assert "openai:b" in panel.note()
-    assert plan_line(panel, *rows(10, 4)).startswith("dry run: 80 requests, 80 answered before")
+    assert plan_line(panel, *rows(10, 4), []).startswith("dry run: 80 requests, 80 answered before")
 
 
 def test_a_panel_has_different_judges(path):

@@ -22,7 +22,7 @@ from reward.rehearsal import Call, Reply
 from reward.remote import OpenAIEvaluator
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from reward.service import Pace, Service
-from reward.shards import answering, gather, of_shard, stage_name
+from reward.shards import LEDGER, answering, gather, ledger_in, of_shard, stage_name
 from rlaif.evaluate import judge_all, make_judge
 from sft import config
 from sft.candidates import Candidate
@@ -366,6 +366,30 @@ def test_a_batch_whose_id_never_came_back_is_adopted_and_not_paid_again(path, fa
     assert set(service.asked.values()) == {1}
 
 
+@pytest.mark.parametrize("cap", [None, 1.0])
+def test_answers_of_a_batch_that_tell_no_tokens_cost_the_most_they_can(path, fast_polls, cap):
+    class Untold(BatchService):
+        def _advance(self, batch: dict[str, Any]) -> dict[str, Any]:
+            batch = super()._advance(batch)
+            for name in [n for n in self.files if n.endswith("output_file_id")]:
+                lines = map(json.loads, self.files[name].splitlines())
+                told = [dict(line, response=dict(line["response"])) for line in lines]
+                for number, line in enumerate(told):
+                    line["response"]["body"].pop("usage", None)
+                    if number == 0:  # a filter's answer is final, and counts as one
+                        error = {"error": {"code": "content_filter", "message": "no"}}
+                        line["response"] = {"status_code": 400, "body": error}
+                self.files[name] = "\n".join(map(json.dumps, told)).encode()
+            return batch
+
+    with rehearsal.running(Untold()) as url:
+        made = batched(url, path, 10, max_cost=cap)
+    most = PRICES.tokens_out * 700 / 1e6  # beside what the request itself may cost
+    with open_ledger(path) as ledger:
+        assert 10 * most < ledger.spent() < 50 * most
+    assert sum(a.scored for a in made) == 9
+
+
 def test_a_run_that_ends_while_a_batch_works_goes_on_with_it(path, fast_polls):
     service = BatchService()
     service.polls = 10**9
@@ -443,13 +467,17 @@ def test_the_shards_hold_every_prompt_once(n):
     assert len(answering(parts[0], candidates)) == 2 * len(parts[0])
 
 
-def test_shards_are_scored_apart_and_read_together_without_a_call(tmp_path, score_script):
+def test_shards_are_scored_apart_and_read_together_without_a_call(tmp_path, score_script, capsys):
     flags, judge = stage(tmp_path, 40), Counting()
     with rehearsal.running(judge) as url:
         flags += ["--base_url", url]
         for number in (1, 2, 3):
             score_script.main([*flags, "--shard", f"{number}/3"])
         assert judge.calls == 40
+        score_script.main([*flags, "--price_in", "2", "--price_out", "8", "--dry_run"])
+        told = capsys.readouterr().out
+        assert "40 requests, 40 answered before, 0 to ask" in told and "$0" in told
+        assert not (tmp_path / "t" / "scores").exists()
         score_script.main(flags)
         assert judge.calls == 40
         home = tmp_path / "t"
@@ -467,6 +495,18 @@ def test_shards_are_scored_apart_and_read_together_without_a_call(tmp_path, scor
     copy = [str(home / f"scores-{i}-of-3" / "ledger.sqlite") for i in (1, 2, 3)]
     assert gather(tmp_path / "elsewhere" / "scores", copy) == 40
     assert gather(tmp_path / "elsewhere" / "scores", copy) == 0
+
+
+def test_a_later_stage_goes_on_from_the_scores_answers_and_their_cost(tmp_path):
+    scores = tmp_path / "scores"
+    assert ledger_in(scores) == [] and gather(tmp_path / "ppo", ledger_in(scores)) == 0
+    assert not (tmp_path / "ppo").exists()
+    with open_ledger(scores / LEDGER) as ledger:
+        ledger.append([replace(answer("good"), cost=0.5), Attempt("j", "timeout", "", 0.25)])
+    for new in (1, 0):  # the second time as after a stop
+        assert gather(tmp_path / "ppo", ledger_in(scores)) == new
+        with open_ledger(tmp_path / "ppo" / LEDGER) as ledger:
+            assert ledger.spent() == 0.75
 
 
 def test_a_shard_that_is_none_is_told():

@@ -7,13 +7,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TALKS
 
+from reward import rehearsal
 from reward.evaluator import Assessment
-from rlaif import ppo, ppo_course, ppo_state, watch
+from reward.ledger import Attempt, open_ledger
+from rlaif import ppo, ppo_course, ppo_reward, ppo_state, watch
 from rlaif.evaluate import EvaluatorJudge
 from rlaif.ppo_reward import Verdicts, by_evaluator, check_known, scores_of
 from rlaif.ppo_update import Learner, teach
@@ -23,7 +26,7 @@ from sft import model as models
 from sft.candidates import Candidate, Sampling
 from sft.config import ModelSection, Recipe
 from sft.data import Prompt
-from sft.files import CheckFailed
+from sft.files import CheckFailed, EvaluatorStopped, StorageError, to_json
 from sft.generate import Reply
 from sft.ppo_settings import PpoSection
 from sft.runs import Stage
@@ -305,6 +308,51 @@ def test_entropy_has_a_gradient_where_it_is_paid_for(model_folders, start, tmp_p
 
 
 # --- scores ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [CheckFailed, StorageError, EvaluatorStopped])
+def test_whatever_ends_the_asking_is_told_to_the_other_processes(
+    model_folders, start, tmp_path, monkeypatch, error
+):
+    class Failing(LettersEvaluator):
+        def assess(self, prompt, candidates):
+            raise error("that is why")
+
+    told: list[object] = []
+    monkeypatch.setattr(ppo_reward, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(ppo_reward, "broadcast_object_list", told.extend)
+    rollout = rollout_of(Roles(recipe_for(model_folders["llama"], tmp_path), start, None, 1.0))
+    with pytest.raises(error, match="that is why"):
+        by_evaluator(Failing(), rollout, "x")
+    assert told == ["that is why"]
+    monkeypatch.setattr(ppo_reward, "broadcast_object_list", lambda box: box.__setitem__(0, "why"))
+    with pytest.raises(EvaluatorStopped, match="why"):
+        by_evaluator(None, rollout, "x")
+
+
+def test_what_the_scores_have_cost_counts_in_the_cap(model_folders, start, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "scripts"))
+    import ppo as script
+
+    calls: list[rehearsal.Call] = []
+
+    def judge(call: rehearsal.Call) -> rehearsal.Reply:
+        calls.append(call)
+        return rehearsal.judge(call)
+
+    with open_ledger(tmp_path / "r" / "scores" / "ledger.sqlite") as ledger:
+        ledger.append([Attempt("k", "timeout", "", 1.0)])
+    with rehearsal.running(judge) as url:
+        service = {"evaluator": "openai", "evaluator_model": "judge", "base_url": url,
+                   "price_in": 2.0, "price_out": 8.0, "max_cost": 1.0}  # fmt: skip
+        recipe = recipe_for(model_folders["llama"], tmp_path, model={"max_length": 250})
+        tree = recipe.model_dump(mode="json", exclude_defaults=True)
+        (tmp_path / "recipe.yaml").write_text(
+            to_json(tree | {"score": service, "start_adapter": str(start)}), encoding="utf-8"
+        )
+        with pytest.raises(EvaluatorStopped, match=r"max_cost is reached: \$1\.0000"):
+            script.main(["--config", str(tmp_path / "recipe.yaml")])
+    assert not calls
 
 
 def test_scores_hold_the_gate_the_price_and_the_missing_end():

@@ -10,7 +10,7 @@ import pytest
 
 from reward.evaluator import Assessment
 from reward.evaluators import make_evaluator, why_unsafe
-from reward.score import check_unscored, score, summary
+from reward.score import check_unscored, judged_line, score, summary
 from sft.candidates import Candidate
 from sft.curate import project_demonstrations
 from sft.data import Demonstration, Prompt
@@ -182,11 +182,17 @@ def test_summary_counts_only_what_was_scored():
     assert (figures["quality"], figures["criteria/empathy"], figures["unsafe"]) == (0.5, 3.0, 0)
     misfits = [replace(CANDIDATES[0], borrowed=True)]
     assert summary(misfits, some_unscored()[-3:]) | {"tokens": 0} == {
-        **{"candidates": 0, "unscored": 0, "unsafe": 0, "unsafe_share": 0.0, "quality": 0.0},
+        **{"candidates": 0, "unscored": 0, "unsafe": 0},  # and no mean of nothing
         **{"borrowed": 3, "borrowed_unsafe": 0, "tokens": 0, "cost": 0.0},
     }
     nothing = summary(CANDIDATES, [verdict(CANDIDATES[0], "e", "r", "refused")])
-    assert (nothing["quality"], nothing["unsafe_share"]) == (0.0, 0.0)
+    assert not nothing.keys() & {"quality", "unsafe_share"}
+    assert "none scored, unscored 1;" in judged_line(
+        make_evaluator("embedded", rubric=None), nothing
+    )
+    some = [verdict(c, "e", "r", None) for c in CANDIDATES[:2]]
+    some[1] = replace(some[1], criteria={})  # a mean is over those that have the criterion
+    assert summary(CANDIDATES, some)["criteria/empathy"] == some[0].criteria["empathy"]
 
 
 # --- which evaluator, and its rule on demonstrations -------------------------------------------
