@@ -197,9 +197,9 @@ def test_todays_keys_are_those_of_answers_already_paid():
 def test_another_limit_of_tokens_is_another_request(monkeypatch):
     prompts, candidates = rows(1)
     interview = Interview(RUBRIC, "judge", Asking(ask="together"), Way())
-    before = interview.plan(prompts, candidates).questions.keys()
+    before = interview.plan(prompts, candidates, {}).questions.keys()
     monkeypatch.setattr("reward.several.EACH", 600)
-    assert not before & interview.plan(prompts, candidates).questions.keys()
+    assert not before & interview.plan(prompts, candidates, {}).questions.keys()
 
 
 def test_the_same_words_under_another_risk_are_asked_for_themselves(path):
@@ -580,7 +580,7 @@ def test_safety_stays_a_verdict_per_reply():
 
 
 def test_a_repeat_with_a_comparison_that_cannot_be_read_is_left_out():
-    plan = Interview(RUBRIC, "judge", Asking(ask="pairwise", repeats=2), Way()).plan(*rows(1))
+    plan = Interview(RUBRIC, "judge", Asking(ask="pairwise", repeats=2), Way()).plan(*rows(1), {})
     desk, made = Desk(plan, RUBRIC, "judge", 2), {}
     for key, question in plan.questions.items():
         said: dict[str, Any] = {"critique": "", **flow()}
