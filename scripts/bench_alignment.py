@@ -4,8 +4,8 @@
     python scripts/bench_alignment.py --seeds 3407,1,11 --policy ppo
 
 Each seed is a run of its own (`runs/bench-seed-<n>`, reused where finished). The held-out prompts
-are the same for all, so intervals draw prompts, each with its replies of every seed. Writes
-`runs/bench/alignment.json`, or `alignment-ppo.json`. Not here: how a run is made (`align.py`).
+are the same for all, so intervals draw prompts, each with its replies of every seed. Not here: how
+a run is made (`align.py`).
 """
 
 import argparse
@@ -46,17 +46,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.yaml", help="recipe of the runs")
     parser.add_argument("--seeds", default="3407,1,11", help="comma-separated whole numbers from 0")
-    parser.add_argument("--policy", default="dpo", choices=["dpo", "ppo"], help="who is proved")
+    parser.add_argument("--policy", default="dpo", choices=["dpo", "ppo"], help="what is proved")
     args, settings = parser.parse_known_args()
     suffix = "" if args.policy == "dpo" else f"-{args.policy}"
     seeds = read_seeds(args.seeds)
-    pooled: list[Sample] = []
-    each = []
+    pooled, each = list[Sample](), []
     for seed in seeds:
         name = f"bench-seed-{seed}"
-        flags = ["--run", name, "--seed", str(seed), "--export.force", "true"]
-        flags += ["--policy", args.policy, *settings]
-        align.main(["--config", args.config, *flags])
+        flags = ["--run", name, "--seed", str(seed), "--policy", args.policy, *settings]
+        align.main(["--config", args.config, "--export.force", "true", *flags])
         folder = Path("runs") / name / f"evaluation{suffix}"
         pooled += read_rows(folder / "samples.jsonl", Sample)
         each.append({"seed": seed, "measures": read_json(folder / "report.json")["measures"]})
@@ -73,7 +71,7 @@ def main() -> None:
         gate=Gate(),
         resampling=Resampling(n=2000, seed=0),
     )
-    path = Path("runs/bench") / f"alignment{suffix}.json"
+    path = Path(f"runs/bench/alignment{suffix}.json")
     write_json(path, report.to_json() | {"seeds": each})
     print(f"\n{table(report)}\nwritten: {path}")
 

@@ -17,6 +17,7 @@ from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage, near_copies
 from reward.risk import pattern_cues, plain_words
 from reward.wording import WEIGHTS, Message, cross_scores, fit
+from sft.curate import project_demonstrations
 from sft.files import read_rows, write_json
 from sft.runs import run_script
 from sft.simulator import practice_prompts
@@ -41,10 +42,8 @@ def taught() -> list[tuple[Message, bool]]:
 
 def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    told = "share of written messages without risk that may lie above the threshold, 0..1"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    told = "share of written messages without risk above the threshold, 0..1; half of long ones"
     parser.add_argument("--false_alarms", type=float, default=0.05, help=told)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
     args = parser.parse_args()
@@ -63,9 +62,18 @@ def main() -> None:
     every = [*zip(said, crisis, strict=True), *more]
     fitted = fit([message for message, _ in every], [is_crisis for _, is_crisis in every])
     weights = {name: round(weight, 4) for name, weight in fitted.weights.items()}
+    # What people write at length has more windows, and each is a chance to be wrong: the project's
+    # demonstrations, on which nothing was fitted, set the least threshold.
+    told_long = {d.prompt_id: d.prompt for d in project_demonstrations() if d.risk != "crisis"}
+    long = [
+        max(fitted.highest(plain_words(m["content"])) for m in prompt if m["role"] == "user")
+        for prompt in told_long.values()
+    ]
+    threshold = max(threshold, float(np.quantile(long, 1 - args.false_alarms / 2)))
+    print(f"threshold {threshold:.2f} after {len(long)} longer messages that are no crisis")
     kept = {"threshold": math.floor(100 * threshold + 1) / 100, "bias": round(fitted.bias, 4)}
     write_json(args.out, kept | {"weights": weights})
-    print(f"{len(weights)} features of {len(every)} messages: {args.out}")
+    print(f"{len(weights)} features: {args.out}")
 
 
 if __name__ == "__main__":

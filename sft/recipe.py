@@ -143,7 +143,9 @@ class Recipe(Section):
             *_device(self),
             *service_problems(self.generate, self.score, self.evaluate, self.ppo),
             *_numbers(self),
-            *_room(self),
+            *_room(
+                self, optimises=self.policy == "ppo" or (info.context or {}).get("stage") == "ppo"
+            ),
         ]
         problems += [*_pairs(self), *_trainers(self), *judging_problems(self.score, self.evaluate)]
         problems += ppo_problems(self.ppo)
@@ -242,12 +244,11 @@ def _pairs(r: Recipe) -> list[Problem]:
     return found
 
 
-def _room(r: Recipe) -> list[Problem]:
+def _room(r: Recipe, *, optimises: bool) -> list[Problem]:
     """Tokens that a reply, a prompt and the model's positions must share."""
     found: list[Problem] = []
     replies = {"generate": r.generate.max_new_tokens, "evaluate": r.evaluate.max_new_tokens}
-    # The section's defaults are for those who ask for it.
-    if "ppo" in r.model_fields_set:
+    if optimises:
         replies["ppo"] = r.ppo.max_new_tokens
     for name, longest in replies.items():
         if r.model.max_length <= longest:

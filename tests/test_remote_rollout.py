@@ -197,7 +197,7 @@ def test_a_server_that_takes_no_adapters_is_told_how_to_start(roles, tmp_path):
 
 def test_a_whole_course_with_a_server(model_folders, start, tmp_path):  # noqa: F811
     server = Vllm()
-    stage = SimpleNamespace(is_main=True, manifest={}, said=[], logged=[])
+    stage = SimpleNamespace(is_main=True, said=[], logged=[], elapsed=lambda: 1.0, facts=dict)
     stage.path = lambda name: tmp_path / "stage" / name
     stage.say = stage.said.append
     stage.log = lambda row, step=None: stage.logged.append(dict(row))
