@@ -23,7 +23,7 @@ from rlaif.evaluate import Judge
 from rlaif.frontier_charts import Point
 from rlaif.ppo_reward import by_evaluator, candidates_of, scores_of
 from rlaif.roles import Roles
-from rlaif.rollout import Asked, Rollout, listen, sample
+from rlaif.rollout import Rollout, fitting, listen, sample
 from sft.candidates import Sampling
 from sft.config import Recipe
 from sft.data import Prompt
@@ -81,11 +81,7 @@ def of_looks(folder: Path, safety: str) -> list[Point]:
 
 def _rollout(asking: Asking, roles: Roles, k: int) -> Rollout:
     section = asking.recipe.ppo
-    asked = []
-    for prompt in asking.prompts:
-        row = roles.chat.render(prompt.messages, reserve=section.max_new_tokens)
-        if row:
-            asked.append(Asked(prompt, row.prompt_ids))
+    asked = fitting(roles.chat, asking.prompts, section.max_new_tokens)
     seed = asking.recipe.seed
     sampling = Sampling(
         k, section.temperature, 1.0, section.max_new_tokens, section.batch_size, seed

@@ -12,7 +12,6 @@ Not here: scores (`rlaif.online_source`), and checkpoints; a run that was stoppe
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from rlaif import watch
 from rlaif.online_source import Asking, Source
 from rlaif.ppo import NO_KL
-from rlaif.ppo_course import Job
+from rlaif.ppo_course import Job, keep
 from rlaif.ppo_reward import candidates_of
 from rlaif.roles import POLICY, REFERENCE, Roles
 from rlaif.rollout import Asked, fitting, listen, next_places, sample
@@ -41,7 +40,7 @@ from sft import model as models
 from sft.candidates import Candidate, Sampling
 from sft.files import CheckFailed, UserError, short_hash
 from sft.sections import TrainingSection
-from sft.train import check_moved, snapshot, trainer_options
+from sft.train import snapshot, trainer_options
 from sft.trainer_rules import Guard, Reporter
 
 TRAINERS = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
@@ -56,6 +55,7 @@ class Looks(TrainerCallback):
         self.looks: list[watch.Look] = []
         self.start: list[Candidate] = []
         self.alarm: str | None = None
+        self.weights: dict[str, torch.Tensor] = {}
 
     @property
     def best(self) -> watch.Look:
@@ -103,8 +103,8 @@ class Looks(TrainerCallback):
         self.looks.append(told[0])
         job.stage.log(told[0].metrics(), step=iteration * source.updates)
         job.stage.say(told[0].line())
-        if job.stage.is_main and iteration and self.best is self.looks[-1]:
-            models.save_adapter(roles.model, job.stage.path("best"), job.recipe.model.name_or_path)
+        if iteration and self.best is self.looks[-1]:
+            self.weights = snapshot(roles.model)
         return self.looks[-1]
 
 
@@ -199,11 +199,6 @@ def train_online(job: Job, start: Path | None, reward: Path | None) -> dict[str,
     before = snapshot(roles.model)
     asked = fitting(roles.chat, job.prompts, section.max_new_tokens)
     held_out = fitting(roles.chat, job.held_out, section.max_new_tokens)
-    if not asked or not held_out:
-        raise UserError(
-            f"no prompt leaves room for a reply of {section.max_new_tokens} tokens: raise "
-            f"model.max_length ({recipe.model.max_length}), or lower ppo.max_new_tokens"
-        )
     n = section.iterations * section.prompts_per_iteration
     source = Source(job, roles, asked)
     trainer = make_trainer(source, next_places(0, n, len(asked), recipe.round_seed))
@@ -217,20 +212,10 @@ def train_online(job: Job, start: Path | None, reward: Path | None) -> dict[str,
     trainer.add_callback(Reporter(stage, section.method))
     trainer.add_callback(looks)
     trainer.train()
-    if looks.alarm:
-        stage.say(f"stopped early: {looks.alarm}")
-    kept = looks.best
-    stage.say(f"kept the adapter after {kept.iteration} rollouts: {kept.line()}")
-    moved = check_moved(before, snapshot(roles.model))
-    if stage.is_main:
-        shutil.rmtree(stage.path("adapter"), ignore_errors=True)
-        shutil.copytree(stage.path("best"), stage.path("adapter"))
+    ended = keep(job, roles.model, before, looks.weights, looks.best, looks.alarm)
     return {
         "prompts": len(asked),
         "too_long": len(job.prompts) - len(asked),
         "iterations": looks.looks[-1].iteration,
-        "kept": vars(kept),
-        "alarm": looks.alarm,
-        "largest_change": moved,
         "precision": roles.precision.reason,
-    }
+    } | ended

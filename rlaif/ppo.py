@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from rlaif import ppo_state, watch
-from rlaif.ppo_course import Course, Job, arithmetic, figures_of, minibatches
+from rlaif.ppo_course import Course, Job, arithmetic, figures_of, keep, minibatches
 from rlaif.ppo_math import KlController, Multiplier
 from rlaif.ppo_reward import (
     Verdicts,
@@ -37,12 +37,11 @@ from rlaif.ppo_update import Learner, teach
 from rlaif.remote_rollout import Served, without_personal_data
 from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout, Said, fitting, listen, next_places, sample
-from sft import model as models
 from sft.candidates import Sampling
-from sft.files import CheckFailed, UserError, short_hash
+from sft.files import CheckFailed, short_hash
 from sft.runs import Progress
 from sft.stopping import StopRequest, stop_requests
-from sft.train import check_moved, snapshot
+from sft.train import snapshot
 
 TIMES = ("time/generate", "time/score", "time/update")  # seconds of a rollout
 NO_KL = 1e-4  # nats a token that rounding may put between the policy and its own copy
@@ -71,11 +70,6 @@ class Ppo:
             self.served = Served(url, folder, base)
         self.asked = fitting(roles.chat, prompts, section.max_new_tokens)
         self.held_out = fitting(roles.chat, held_out, section.max_new_tokens)
-        if not self.asked or not self.held_out:
-            raise UserError(
-                f"no prompt leaves room for a reply of {section.max_new_tokens} tokens: raise "
-                f"model.max_length ({job.recipe.model.max_length}), or lower ppo.max_new_tokens"
-            )
 
     def run(self) -> None:
         """Walk what is left of the course."""
@@ -281,20 +275,11 @@ def train_ppo(job: Job, start: Path | None, reward: Path | None) -> dict[str, An
         stage.say(arithmetic(section, len(course.asked), len(job.prompts)))
         ppo_state.resume(course)
         course.run()
-    done, kept = course.course, course.best
-    models.keep_float32(roles.model, done.best)
-    if done.alarm:
-        stage.say(f"stopped early: {done.alarm}")
-    stage.say(f"kept the adapter after {kept.iteration} rollouts: {kept.line()}")
-    moved = check_moved(before, snapshot(roles.model))
-    if stage.is_main:
-        models.save_adapter(roles.model, stage.path("adapter"), recipe.model.name_or_path)
+    done = course.course
+    ended = keep(job, roles.model, before, done.best, course.best, done.alarm)
     return {
         "prompts": len(course.asked),
         "too_long": len(job.prompts) - len(course.asked),
         "iterations": done.iteration,
-        "kept": vars(kept),
-        "alarm": done.alarm,
-        "largest_change": moved,
         "precision": roles.precision.reason,
-    }
+    } | ended

@@ -6,10 +6,12 @@ Not here: the loop (`rlaif.ppo`), what is saved of it (`rlaif.ppo_state`).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from peft import PeftModel
 
 from reward.evaluator import Evaluator
 from rlaif import watch
@@ -18,11 +20,13 @@ from rlaif.ppo_math import KlController, Multiplier, explained_variance, masked_
 from rlaif.ppo_reward import Verdicts
 from rlaif.ppo_update import Lesson
 from rlaif.rollout import Rollout, Said
+from sft import model as models
 from sft.candidates import Candidate
 from sft.config import Recipe
 from sft.data import Prompt
 from sft.ppo_settings import PpoSection
 from sft.runs import Stage
+from sft.train import check_moved, snapshot
 
 
 @dataclass(frozen=True)
@@ -120,3 +124,37 @@ def arithmetic(section: PpoSection, fitting: int, prompts: int) -> str:
         f"replies = {section.iterations * n * k} replies; {section.num_ppo_epochs} epochs x "
         f"{section.num_mini_batches} = {updates} updates each"
     )
+
+
+def keep(
+    job: Job,
+    model: PeftModel,
+    before: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
+    look: watch.Look,
+    alarm: str | None,
+) -> dict[str, Any]:
+    """Put the adapter of the best look back and write it to `<stage>/adapter`.
+
+    Args:
+        job: its stage and the base's name.
+        model: trained further since.
+        before: weights of the adapter that training started from.
+        weights: of the adapter that is kept.
+        look: that it was kept for.
+        alarm: why training was stopped early; None = it was not.
+
+    Returns:
+        Look, alarm and the largest weight change, for the manifest.
+
+    Raises:
+        CheckFailed: the adapter that is kept is not another than the start's.
+    """
+    if alarm:
+        job.stage.say(f"stopped early: {alarm}")
+    job.stage.say(f"kept the adapter after {look.iteration} rollouts: {look.line()}")
+    models.keep_float32(model, weights)
+    moved = check_moved(before, snapshot(model))
+    if job.stage.is_main:
+        models.save_adapter(model, job.stage.path("adapter"), job.recipe.model.name_or_path)
+    return {"kept": vars(look), "alarm": alarm, "largest_change": moved}

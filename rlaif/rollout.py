@@ -20,7 +20,7 @@ from rlaif.roles import Batch, Roles
 from sft.candidates import Sampling
 from sft.chat import Chat
 from sft.data import Prompt
-from sft.files import short_hash
+from sft.files import UserError, short_hash
 from sft.generate import Reply, sample_tokens
 
 
@@ -33,18 +33,28 @@ class Asked:
 
 
 def fitting(chat: Chat, prompts: Sequence[Prompt], room: int) -> list[Asked]:
-    """The prompts that leave room for a reply of so many tokens, rendered."""
+    """The prompts that leave room for a reply of so many tokens, rendered.
+
+    Raises:
+        UserError: none does.
+    """
     rendered = [(prompt, chat.render(prompt.messages, reserve=room)) for prompt in prompts]
-    return [Asked(prompt, row.prompt_ids) for prompt, row in rendered if row]
+    found = [Asked(prompt, row.prompt_ids) for prompt, row in rendered if row]
+    if not found:
+        raise UserError(
+            f"no prompt leaves room for a reply of {room} tokens: raise model.max_length "
+            f"({chat.max_length}), or lower ppo.max_new_tokens"
+        )
+    return found
 
 
 def next_places(first: int, n: int, size: int, seed: int) -> list[int]:
     """Which of `size` prompts come at places `first` to `first + n`: each pass shuffles anew."""
-    found = []
-    for place in range(first, first + n):
+    found: list[int] = []
+    for number in range(first // size, (first + n - 1) // size + 1):
         order = list(range(size))
-        random.Random(f"{seed} pass {place // size}").shuffle(order)
-        found.append(order[place % size])
+        random.Random(f"{seed} pass {number}").shuffle(order)
+        found += order[max(0, first - number * size) : first + n - number * size]
     return found
 
 
