@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -21,10 +21,10 @@ import torch
 from reward.evaluator import Evaluator
 from rlaif.evaluate import Judge
 from rlaif.frontier_charts import Point
+from rlaif.ppo_course import look_sampling
 from rlaif.ppo_reward import by_evaluator, candidates_of, scores_of
 from rlaif.roles import Roles
 from rlaif.rollout import Rollout, fitting, listen, sample
-from sft.candidates import Sampling
 from sft.config import Recipe
 from sft.data import Prompt
 from sft.files import UserError
@@ -80,12 +80,10 @@ def of_looks(folder: Path, safety: str) -> list[Point]:
 
 
 def _rollout(asking: Asking, roles: Roles, k: int) -> Rollout:
-    section = asking.recipe.ppo
-    asked = fitting(roles.chat, asking.prompts, section.max_new_tokens)
-    seed = asking.recipe.seed
-    sampling = Sampling(
-        k, section.temperature, 1.0, section.max_new_tokens, section.batch_size, seed
-    )
+    asked = fitting(roles.chat, asking.prompts, asking.recipe.ppo.max_new_tokens)
+    sampling = replace(look_sampling(asking.recipe, 0), k=k)
+    if not sampling.temperature:  # of greedy replies there is no best of n
+        sampling = replace(sampling, temperature=asking.recipe.ppo.temperature)
     return sample(roles, asked, sampling, lambda _: None)
 
 

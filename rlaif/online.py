@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import (
     PrinterCallback,
@@ -32,13 +31,13 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from rlaif import watch
 from rlaif.online_source import Asking, Source
 from rlaif.ppo import NO_KL
-from rlaif.ppo_course import Job, keep
+from rlaif.ppo_course import Job, keep, look, look_sampling
 from rlaif.ppo_reward import candidates_of
 from rlaif.roles import POLICY, REFERENCE, Roles
 from rlaif.rollout import Asked, fitting, listen, next_places, sample
 from sft import model as models
-from sft.candidates import Candidate, Sampling
-from sft.files import CheckFailed, UserError, short_hash
+from sft.candidates import Candidate
+from sft.files import CheckFailed, UserError
 from sft.sections import TrainingSection
 from sft.train import snapshot, trainer_options
 from sft.trainer_rules import Guard, Reporter
@@ -80,29 +79,18 @@ class Looks(TrainerCallback):
         """Let the policy answer the held-out prompts, and have the judge compare."""
         source, section = self.source, self.source.section
         job, roles, method = source.job, source.roles, section.method
-        seed = int(short_hash([job.recipe.round_seed, iteration, "look"]), 16) % 2**32
-        sampling = Sampling(
-            1, section.temperature, 1.0, section.max_new_tokens, section.batch_size, seed
-        )
+        sampling = look_sampling(job.recipe, iteration)
         with torch.random.fork_rng():  # a look may not change what TRL draws next
             rollout = sample(roles, self.held_out, sampling, lambda _: None)
         said = listen(roles, rollout, section.per_device_train_batch_size)
         verdicts = source.judge(rollout, said, f"look-{iteration}")
         ours = candidates_of(rollout, f"{method}-{iteration}")
         self.start = self.start or ours
-        about = {
-            "proxy": float(source.scores(rollout, verdicts).nanmean()),
-            "kl": float(((said.policy - said.reference) * rollout.mask).sum(dim=1).mean()),
-        }
-        told: list[Any] = [None]
-        if job.stage.is_main:
-            prompts = [each.prompt for each in self.held_out]
-            told = [watch.look(job.judge, prompts, ours, self.start, about, iteration)]
-        if PartialState().num_processes > 1:
-            broadcast_object_list(told)
-        self.looks.append(told[0])
-        job.stage.log(told[0].metrics(), step=iteration * source.updates)
-        job.stage.say(told[0].line())
+        proxy = float(source.scores(rollout, verdicts).nanmean())
+        found = look(job, rollout, said, proxy, ours, self.start, iteration)
+        self.looks.append(found)
+        job.stage.log(found.metrics(), step=iteration * source.updates)
+        job.stage.say(found.line())
         if iteration and self.best is self.looks[-1]:
             self.weights = snapshot(roles.model)
         return self.looks[-1]

@@ -20,10 +20,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from rlaif import ppo_state, watch
-from rlaif.ppo_course import Course, Job, arithmetic, figures_of, keep, minibatches
+from rlaif.ppo_course import (
+    Course,
+    Job,
+    arithmetic,
+    figures_of,
+    keep,
+    look,
+    look_sampling,
+    minibatches,
+)
 from rlaif.ppo_math import KlController, Multiplier
 from rlaif.ppo_reward import (
     Verdicts,
@@ -115,7 +123,12 @@ class Ppo:
     def _roll_out(self) -> None:
         """Sample replies, ask all roles and whoever rewards, and make the lesson."""
         section, course, began = self.section, self.course, time.monotonic()
-        rollout = self._sample(self._next_prompts(), section.num_return_sequences, "rollout")
+        about = [self.job.recipe.round_seed, course.iteration, "rollout"]
+        sampling = Sampling(
+            *(section.num_return_sequences, section.temperature, 1.0),
+            *(section.max_new_tokens, section.batch_size, int(short_hash(about), 16) % 2**32),
+        )
+        rollout = self._sample(self._next_prompts(), sampling)
         sampled = time.monotonic()
         said = listen(self.roles, rollout, section.per_device_train_batch_size)
         verdicts = self._judge(rollout, said, f"ppo-{course.iteration}")
@@ -139,13 +152,7 @@ class Ppo:
         course.figures, course.updates = figures | times, []
         ppo_state.show(self.job.stage, rollout, said, verdicts, scores)
 
-    def _sample(self, asked: Sequence[Asked], k: int, purpose: str) -> Rollout:
-        section = self.section
-        about = [self.job.recipe.round_seed, self.course.iteration, purpose]
-        seed = int(short_hash(about), 16) % 2**32
-        sampling = Sampling(
-            k, section.temperature, 1.0, section.max_new_tokens, section.batch_size, seed
-        )
+    def _sample(self, asked: Sequence[Asked], sampling: Sampling) -> Rollout:
         if self.served is not None:
             return self.served.sample(self.roles, asked, sampling)
         return sample(self.roles, asked, sampling, lambda _: self._leave_while_sampling())
@@ -218,7 +225,7 @@ class Ppo:
     def _look(self) -> None:
         """Look at held-out prompts; keep the adapter where it is the best so far."""
         course, stage = self.course, self.job.stage
-        rollout = self._sample(self.held_out, 1, "look")
+        rollout = self._sample(self.held_out, look_sampling(self.job.recipe, course.iteration))
         said = listen(self.roles, rollout, self.section.per_device_train_batch_size)
         verdicts = self._judge(rollout, said, f"look-{course.iteration}")
         check_known(verdicts, self.job.recipe.score.max_unscored)
@@ -227,21 +234,11 @@ class Ppo:
         ended = [reply.ended for reply in rollout.replies]
         # Without the multiplier, which moves: looks are compared with each other.
         scores = scores_of(self.section, verdicts, ended, 0.0)
-        about = {
-            "proxy": float(scores[verdicts.known].mean()),
-            "kl": float(((said.policy - said.reference) * rollout.mask).sum(dim=1).mean()),
-        }
-        told: list[Any] = [None]
-        if stage.is_main:
-            prompts = [each.prompt for each in self.held_out]
-            told = [
-                watch.look(self.job.judge, prompts, ours, course.start, about, course.iteration)
-            ]
-        if PartialState().num_processes > 1:
-            broadcast_object_list(told)
-        course.looks.append(told[0])
-        stage.log(told[0].metrics(), step=course.iteration)
-        stage.say(told[0].line())
+        proxy = float(scores[verdicts.known].mean())
+        found = look(self.job, rollout, said, proxy, ours, course.start, course.iteration)
+        course.looks.append(found)
+        stage.log(found.metrics(), step=course.iteration)
+        stage.say(found.line())
         course.alarm = course.alarm or watch.over_optimised(course.looks, self.section.patience)
         trained = course.looks[1:]
         if trained and self.best is trained[-1]:

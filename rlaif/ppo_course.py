@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 
 from reward.evaluator import Evaluator
@@ -21,9 +23,10 @@ from rlaif.ppo_reward import Verdicts
 from rlaif.ppo_update import Lesson
 from rlaif.rollout import Rollout, Said
 from sft import model as models
-from sft.candidates import Candidate
+from sft.candidates import Candidate, Sampling
 from sft.config import Recipe
 from sft.data import Prompt
+from sft.files import short_hash
 from sft.ppo_settings import PpoSection
 from sft.runs import Stage
 from sft.train import check_moved, snapshot
@@ -124,6 +127,45 @@ def arithmetic(section: PpoSection, fitting: int, prompts: int) -> str:
         f"replies = {section.iterations * n * k} replies; {section.num_ppo_epochs} epochs x "
         f"{section.num_mini_batches} = {updates} updates each"
     )
+
+
+def look_sampling(recipe: Recipe, iteration: int) -> Sampling:
+    """How a look samples: as the proof does, because it chooses what the proof will see."""
+    section, proof = recipe.ppo, recipe.evaluate
+    seed = int(short_hash([recipe.round_seed, iteration, "look"]), 16) % 2**32
+    most = section.max_new_tokens
+    return Sampling(1, proof.temperature, proof.top_p, most, section.batch_size, seed)
+
+
+def look(
+    job: Job,
+    rollout: Rollout,
+    said: Said,
+    proxy: float,
+    ours: Sequence[Candidate],
+    start: Sequence[Candidate],
+    iteration: int,
+) -> watch.Look:
+    """What held-out prompts say; the main process asks the judge and tells the others.
+
+    Args:
+        job: its judge.
+        rollout: one reply to each of the prompts.
+        said: of it by policy and reference.
+        proxy: its mean score by what rewards.
+        ours: its replies as the judge gets them.
+        start: those of the start.
+        iteration: rollouts behind it.
+    """
+    kl = float(((said.policy - said.reference) * rollout.mask).sum(dim=1).mean())
+    told: list[Any] = [None]
+    if job.stage.is_main:
+        prompts, about = [each.prompt for each in rollout.asked], {"proxy": proxy, "kl": kl}
+        told = [watch.look(job.judge, prompts, ours, start, about, iteration)]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(told)
+    found: watch.Look = told[0]
+    return found
 
 
 def keep(

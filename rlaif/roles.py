@@ -107,7 +107,7 @@ class Roles:
             recipe: its `model` and `ppo` sections.
             start: adapter that the policy starts from, frozen also the reference; None = the base.
             reward: folder of the reward model's adapter; None = there is none.
-            temperature: that the policy's logits are divided by, in sampling as in scoring.
+            temperature: that logits are divided by, in sampling as in scoring.
             policy: an adapter that is further on than `start`; None = it starts there.
 
         Raises:
@@ -221,16 +221,28 @@ class Roles:
         return found
 
     def scored(
-        self, states: torch.Tensor, targets: torch.Tensor, *, entropy_gradient: bool = False
+        self,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        temperature: float | None = None,
+        entropy_gradient: bool = False,
     ) -> Scored:
-        """Log-probabilities, entropy and greedy hits of (M) tokens from the states before them."""
+        """Log-probabilities, entropy and greedy hits of (M) tokens from the states before them.
+
+        Args:
+            states: (M, H).
+            targets: (M) token ids.
+            temperature: that logits are divided by; None = the roles' own.
+            entropy_gradient: whether the entropy is trained.
+        """
         head = self.model.get_base_model().get_output_embeddings()
         with autocast(self.precision):
             return score_tokens(
                 states,
                 targets,
                 head,
-                temperature=self.temperature,
+                temperature=temperature or self.temperature,
                 entropy_gradient=entropy_gradient,
             )
 
@@ -240,8 +252,13 @@ class Roles:
         return said
 
     @torch.no_grad()
-    def opinions(self, batch: Batch) -> Opinions:
-        """What policy, reference, value function and reward model say, in one pass."""
+    def opinions(self, batch: Batch, temperature: float | None = None) -> Opinions:
+        """What policy, reference, value function and reward model say, in one pass.
+
+        Args:
+            batch: replies with their prompts.
+            temperature: of policy and reference; None or 0 (greedy has none) = the roles' own.
+        """
         names = [POLICY, self.reference]
         places = [batch.before, batch.before]
         if self.value != POLICY:
@@ -255,8 +272,8 @@ class Roles:
             mixed = [name for name in names for _ in range(rows)]
             found = self.model(**inputs, tree_where=where, adapter_names=mixed)
         states = dict(zip(names, found.split([len(each) for each in places]), strict=True))
-        policy = self.scored(states[POLICY], batch.targets)
-        reference = self.scored(states[self.reference], batch.targets)
+        policy = self.scored(states[POLICY], batch.targets, temperature=temperature)
+        reference = self.scored(states[self.reference], batch.targets, temperature=temperature)
         scores = None if self.heads is None else self.heads(states[REWARD])
         values = self.values(states[self.value])
         return Opinions(policy.log_probs, policy.entropy, reference.log_probs, values, scores)

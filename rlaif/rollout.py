@@ -157,7 +157,10 @@ def sample(
 
 
 def listen(roles: Roles, rollout: Rollout, at_once: int) -> Said:
-    """Ask all roles about a rollout, `at_once` prompts in a pass; processes share the prompts."""
+    """Ask all roles about a rollout, `at_once` prompts in a pass; processes share the prompts.
+
+    Log-probabilities are those at the rollout's temperature, which is also that of the KL.
+    """
     sizes = [len(each.ids) for each in rollout.asked]
     order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
     batches = [order[i : i + at_once] for i in range(0, len(order), at_once)]
@@ -165,7 +168,7 @@ def listen(roles: Roles, rollout: Rollout, at_once: int) -> Said:
     made: list[tuple[int, dict[str, Any]]] = []
     for numbers in batches[state.process_index :: state.num_processes]:
         batch = rollout.batch(roles, numbers)
-        said = roles.opinions(batch)
+        said = roles.opinions(batch, rollout.temperature)
         lengths = batch.lengths.tolist()
         columns: dict[str, Sequence[torch.Tensor]] = {
             name: getattr(said, name).float().cpu().split(lengths)

@@ -28,7 +28,10 @@ SETTINGS = (
 )
 JUDGED = "looks"  # folder of what the judge was asked, apart from what the evaluator was
 # What shapes the looks, which choose the checkpoint.
-LOOKS = ("judge", "judge_model", "people", "n_prompts", "crisis_prompts")
+LOOKS = (
+    *("judge", "judge_model", "people", "n_prompts", "crisis_prompts"),
+    *("temperature", "top_p"),
+)
 
 
 def main(argv: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -562,6 +563,25 @@ def test_alarms_ring_at_the_third_rollout_in_a_row(settings, kl, entropy, tokens
     assert word in str(told[2])
     off = watch.Alarms(PpoSection(max_kl=0, min_entropy=0, max_length_drift=0))
     assert [off.check(1e9, 0.0, n) for n in (1.0, 1e9, 1e9, 1e9)] == [None] * 4
+
+
+def test_looks_sample_as_the_proof_does_and_rollouts_at_their_own_temperature(
+    model_folders, start, tmp_path, monkeypatch
+):
+    drawn: list[tuple[int, float, float]] = []
+
+    def drawing(roles, asked, sampling, advance):
+        drawn.append((sampling.k, sampling.temperature, sampling.top_p))
+        return sample(roles, asked, sampling, advance)
+
+    monkeypatch.setattr(ppo, "sample", drawing)
+    run = course(model_folders["llama"], start, tmp_path, temperature=1.3)
+    served = {"temperature": 0.5, "top_p": 0.9}
+    proof = run.job.recipe.evaluate.model_copy(update=served)
+    run.job = replace(run.job, recipe=run.job.recipe.model_copy(update={"evaluate": proof}))
+    run.run()
+    assert drawn == [(1, 0.5, 0.9), (3, 1.3, 1.0)] * 2 + [(1, 0.5, 0.9)]
+    assert run.course.looks[0].kl == 0.0 != run.course.looks[-1].kl
 
 
 def test_the_adapter_that_is_kept_is_of_the_best_look(model_folders, start, tmp_path):
