@@ -551,7 +551,7 @@ def test_the_safety_flow_on_replies_that_shaped_no_pattern() -> None:
 def test_reading_of_risk_is_reported_by_part() -> None:
     found = {each.name: each for each in read_risk(ROOT / "tests/data/risk_messages.jsonl")}
     assert found["explicit crises read as crisis"].look.above(0.95)
-    assert found["indirect crises read as crisis"].blind.n == 40
+    assert found["indirect crises read as crisis"].blind.n == 259
 
 
 def test_the_command_line(tmp_path: Path) -> None:
