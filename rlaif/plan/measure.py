@@ -184,7 +184,12 @@ def _run(job: Job, size: Size, folder: Path) -> None:
     stage.mkdir(parents=True)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         recipe = job.recipe(folder / "model")
-        STAGES[job.stage](job, recipe, size, Stage(stage, {}, reused=False, is_main=True))
+        STAGES[job.stage](
+            job,
+            recipe,
+            size,
+            Stage(stage, {"config": {}, "inputs": {}}, reused=False, is_main=True),
+        )
     gc.collect()
 
 
