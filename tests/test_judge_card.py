@@ -544,7 +544,7 @@ def test_the_safety_flow_on_replies_that_shaped_no_pattern() -> None:
     for prompt, replies in some.of_prompt().items():
         found |= {a.candidate_id: a for a in judge.assess(some.prompts[prompt], replies)}
     recall, alarms = safety_lines(some, found)
-    assert recall.evaluator.n == alarms.evaluator.n == 30
+    assert recall.evaluator.n == alarms.evaluator.n == 212
     assert value(recall.evaluator) >= 0.85 and value(alarms.evaluator) <= 0.1
 
 
