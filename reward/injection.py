@@ -11,6 +11,7 @@ import base64
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from reward.lexicon import ASSETS, load_asset, matcher
@@ -71,6 +72,20 @@ _FOREIGN = re.compile(
 )
 
 _SIGNS = (_MARKS, _HIDDEN, _MIXED, _SPELT, _ROTATED, _ENCODED, _NUMBERS, _UNREAD)
+
+
+@dataclass(frozen=True)
+class WrittenText:
+    """A text of `assets/injections.jsonl`, on which the reading of wording is fitted.
+
+    Attributes:
+        directed: Whether it is for the judge; others only share words with such texts.
+        family: What kind of attack, or of ordinary sentence, it is.
+    """
+
+    text: str
+    directed: bool
+    family: str
 
 
 def _plain_letters(text: str) -> str:
