@@ -56,16 +56,29 @@ class Wording:
     def score(self, features: Features) -> float:
         """Return the log-odds of one window: the weights' sum over the root of their number."""
         known = [self.weights[name] for name in features if name in self.weights]
-        return self.bias + math.fsum(known) / math.sqrt(max(1, len(known)))
+        return self._log_odds(math.fsum(known), len(known))
 
     def highest(self, message: Message) -> float:
         """Return the highest score of any window, minus infinity where there is no word.
 
         Sentences before and after add windows and take none away, so more text never lowers it.
         """
-        known = self.weights.keys()
-        each = [_of_sentence(words, self.letters) & known for words in message]
-        return max(map(self.score, _runs(each)), default=-math.inf)
+        weights, weight = self.weights, self.weights.__getitem__
+        found = [_of_sentence(words, self.letters) for words in message]
+        each = [frozenset(name for name in names if name in weights) for names in found]
+        sums = [math.fsum(map(weight, names)) for names in each]
+        best = -math.inf
+        # As `score` of each of `windows`, without summing what sentences share more than once.
+        for start in range(len(each)):
+            seen, total = frozenset[str](), 0.0
+            for at in range(start, min(start + _WINDOW, len(each))):
+                total += sums[at] - math.fsum(map(weight, seen & each[at]))
+                seen |= each[at]
+                best = max(best, self._log_odds(total, len(seen)))
+        return best
+
+    def _log_odds(self, total: float, n: int) -> float:
+        return self.bias + total / math.sqrt(max(1, n))
 
 
 @lru_cache(maxsize=8192)
@@ -104,10 +117,7 @@ def windows(message: Message, letters: tuple[int, ...] = LETTERS) -> list[Featur
     within a word, "^" and "$" the sentence's edges. A kind is "%kind", also among neighbours, and
     "%one .. %other" are kinds in this order in one sentence.
     """
-    return _runs([_of_sentence(words, letters) for words in message])
-
-
-def _runs(each: Sequence[Features]) -> list[Features]:
+    each = [_of_sentence(words, letters) for words in message]
     return [
         frozenset().union(*each[start:end])
         for start in range(len(each))
