@@ -25,11 +25,11 @@ from sft.runs import run_script
 from sft.simulator import base_corpus, practice_demonstrations, practice_prompts
 
 LETTERS, LEAST_WEIGHT = (4, 5), 0.08  # a feature of less is left out
-ORDINARY = 0.003  # share of ordinary texts that may be called directed, 0..1
+ORDINARY, LIKE = 0.003, 0.015  # ordinary texts, like sentences that may be called directed, 0..1
 
 
 def said(rows: Iterable[Demonstration]) -> list[str]:
-    """Return what people and counsellors say in demonstrations, each text once."""
+    """Return what is said in demonstrations, each text once."""
     return list(dict.fromkeys(m["content"] for row in rows for m in (*row.prompt, *row.completion)))
 
 
@@ -50,23 +50,19 @@ def ordinary() -> tuple[list[str], dict[str, list[str]]]:
 def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    told = "share of like sentences called directed, 0..1"
-    parser.add_argument("--like", type=float, default=0.015, help=told)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
     args = parser.parse_args()
     rows, (shown, held) = read_rows(ASSETS / "injections.jsonl", WrittenText), ordinary()
     texts, is_directed = [kinds_of_words(r.text) for r in rows], [r.directed for r in rows]
-    directed = np.array(is_directed)
     more, families = [(kinds_of_words(t), False) for t in shown], [row.family for row in rows]
     scores = np.array(cross_scores(texts, is_directed, more, letters=LETTERS))
     unseen = np.array(cross_scores(texts, is_directed, more, 0, families, LETTERS))
-    every = [*zip(texts, is_directed, strict=True), *more]
-    fitted = fit([text for text, _ in every], [is_sought for _, is_sought in every], LETTERS)
+    fitted = fit([*texts, *(t for t, _ in more)], [*is_directed, *(d for _, d in more)], LETTERS)
     calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
-    least = [np.quantile(each, 1 - ORDINARY) for each in calm.values()]
-    highest = max(np.quantile(scores[~directed], 1 - args.like), *least)
-    threshold = math.floor(100 * float(highest) + 1) / 100
-    names = np.array(families)
+    directed, names = np.array(is_directed), np.array(families)
+    least = max(np.quantile(each, 1 - ORDINARY) for each in calm.values())
+    highest = float(max(np.quantile(scores[~directed], 1 - LIKE), least))
+    threshold = math.floor(100 * highest + 1) / 100  # rounded up
     found = np.array([patterns_find(row.text) for row in rows])
     groups = {name: names == name for name in dict.fromkeys(names[directed].tolist())}
     print(f"threshold {threshold}; called directed by words, where the family is new, or patterns")
@@ -78,7 +74,7 @@ def main() -> None:
         print(f"  {name:20} {(each >= threshold).mean():6.2%} of {len(each)}")
     weights = {n: round(w, 3) for n, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
     kept = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
-    write_json(args.out, kept | {"weights": weights})
+    write_json(args.out, {**kept, "weights": weights})
     print(f"{len(weights)} of {len(fitted.weights)} features: {args.out}")
 
 
