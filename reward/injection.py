@@ -1,18 +1,24 @@
 """Finds text that speaks to the judge instead of to the person: such a text is never scored.
 
 Detection is deterministic and happens before anything else is read, in the reply and in what the
-person wrote, because either may carry it. Three things give it away: what no counsellor types
-(marks of roles, markup, fields of a verdict), letters that are hidden, disguised or encoded, and
-sentences about grading, graders and the text itself (`assets/injection.yaml`).
+person wrote, because either may carry it. Four things give it away: what no counsellor types
+(marks of roles, markup, fields of a verdict), letters that are hidden, disguised or encoded,
+sentences about grading, graders and the text itself (`assets/injection.yaml`), and wording that is
+like that of known attacks (`reward/wording.py`, fitted by `scripts/fit_injection.py`).
 """
 
 import base64
 import re
 import unicodedata
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
-from reward.lexicon import matcher
-from reward.text import sentences, visible
+from reward.lexicon import ASSETS, load_asset, matcher
+from reward.text import Sentence, sentences, visible
+from reward.wording import KIND, Message, load_wording
+
+WEIGHTS = ASSETS / "injection_words.json"
 
 # Chat-template and role marks, fences and fields of a verdict: no counsellor writes these.
 _MARKS = re.compile(
@@ -68,6 +74,20 @@ _FOREIGN = re.compile(
 _SIGNS = (_MARKS, _HIDDEN, _MIXED, _SPELT, _ROTATED, _ENCODED, _NUMBERS, _UNREAD)
 
 
+@dataclass(frozen=True)
+class WrittenText:
+    """A text of `assets/injections.jsonl`, on which the reading of wording is fitted.
+
+    Attributes:
+        directed: Whether it is for the judge; others only share words with such texts.
+        family: What kind of attack, or of ordinary sentence, it is.
+    """
+
+    text: str
+    directed: bool
+    family: str
+
+
 def _plain_letters(text: str) -> str:
     """Return text in small letters without accents."""
     split = unicodedata.normalize("NFKD", text.lower())
@@ -104,11 +124,44 @@ def judge_directed(text: str) -> bool:
     return any(map(_speaks_to_judge, {text, visible(text)}))
 
 
-def _speaks_to_judge(text: str) -> bool:
+def patterns_find(text: str) -> bool:
+    """Return whether marks, hidden letters or patterns give a text away, its wording left unread.
+
+    It is read as it came: `judge_directed` also takes out hidden characters.
+    """
     if any(sign.search(text) for sign in _SIGNS):
         return True
     if _hides_text(text) or _FOREIGN.search(_plain_letters(text)):
         return True
-    plain = _SPACED.sub(lambda m: re.sub(r"[\s._-]", "", m[0]), text)
     find = matcher("injection").find
-    return any(find(sentence.words) for sentence in sentences(plain))
+    return any(find(sentence.words) for sentence in _joined(text))
+
+
+def kinds_of_words(text: str) -> Message:
+    """Return the words of each sentence, with their kinds, as `reward/wording.py` reads them.
+
+    Example:
+        >>> kinds_of_words("Kind replies.")
+        [('kind', 'replies%text')]
+    """
+    return [tuple(_with_kind(word) for word in sentence.words) for sentence in _joined(text)]
+
+
+def _speaks_to_judge(text: str) -> bool:
+    wording = load_wording(WEIGHTS)
+    return patterns_find(text) or wording.highest(kinds_of_words(text)) >= wording.threshold
+
+
+def _joined(text: str) -> Sequence[Sentence]:
+    """Return the sentences of a text in which words that were spelt out are words again."""
+    return sentences(_SPACED.sub(lambda m: re.sub(r"[\s._-]", "", m[0]), text))
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    kinds = load_asset("injection")["kinds"]
+    return {word: f"{word}{KIND}{kind}" for kind in kinds for word in kinds[kind].split()}
+
+
+def _with_kind(word: str) -> str:
+    return _kinds().get(word, word)

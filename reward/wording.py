@@ -1,8 +1,10 @@
-"""A linear reading of wording: how far a text sounds like the crises that it was fitted on.
+"""A linear reading of wording: how far a text sounds like those of one sort that it was fitted on.
 
 It stands beside the patterns of `reward/lexicon.py`, which know what somebody thought of; this one
 generalises over words and their spelling, and is as blind to meaning. Logistic regression on which
-words, pairs, triples and letter groups occur, fitted by `scripts/fit_risk.py`.
+words, pairs, triples and letter groups occur. Two are in use: of crises (`reward/risk.py`, fitted
+by `scripts/fit_risk.py`) and of text for the judge (`reward/injection.py`,
+`scripts/fit_injection.py`).
 """
 
 import json
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,17 @@ from scipy import optimize, sparse
 from reward.lexicon import ASSETS
 
 WEIGHTS = ASSETS / "risk_words.json"
+KIND = "%"  # stands between a word and its kind, and before a kind; in no canonical word
+LETTERS = (3, 4, 5)  # lengths of letter groups within a word
 _WINDOW = 3  # sentences read together, at most
-_LETTERS = (3, 4, 5)  # lengths of letter groups within a word
 _LEAST_SEEN = 2  # messages that a feature must occur in
 PENALTY = 0.1  # of the squared weights
 FOLDS = 5
 
 Features = frozenset[str]
-Message = Sequence[tuple[str, ...]]  # the words of each sentence, see `reward.risk.plain_words`
+# The words of each sentence, see `reward.risk.plain_words`. "reply%text" is a word with its kind:
+# what stands beside a word of this kind is learned of all of them together.
+Message = Sequence[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -38,49 +44,80 @@ class Wording:
     Attributes:
         weights: Of each feature that is known.
         bias: Of a window without any.
-        threshold: Score from which on a window sounds like a crisis.
+        threshold: Score from which on a window sounds like the texts that were sought.
+        letters: Lengths of the letter groups that are read.
     """
 
     weights: Mapping[str, float]
     bias: float
     threshold: float
+    letters: tuple[int, ...] = LETTERS
 
     def score(self, features: Features) -> float:
         """Return the log-odds of one window: the weights' sum over the root of their number."""
         known = [self.weights[name] for name in features if name in self.weights]
-        return self.bias + math.fsum(known) / math.sqrt(max(1, len(known)))
+        return self._log_odds(math.fsum(known), len(known))
 
     def highest(self, message: Message) -> float:
         """Return the highest score of any window, minus infinity where there is no word.
 
         Sentences before and after add windows and take none away, so more text never lowers it.
         """
-        return max(map(self.score, windows(message)), default=-math.inf)
+        weights, weight = self.weights, self.weights.__getitem__
+        found = [_of_sentence(words, self.letters) for words in message]
+        each = [frozenset(name for name in names if name in weights) for names in found]
+        sums = [math.fsum(map(weight, names)) for names in each]
+        best = -math.inf
+        # As `score` of each of `windows`, without summing what sentences share more than once.
+        for start in range(len(each)):
+            seen, total = frozenset[str](), 0.0
+            for at in range(start, min(start + _WINDOW, len(each))):
+                total += sums[at] - math.fsum(map(weight, seen & each[at]))
+                seen |= each[at]
+                best = max(best, self._log_odds(total, len(seen)))
+        return best
+
+    def _log_odds(self, total: float, n: int) -> float:
+        return self.bias + total / math.sqrt(max(1, n))
 
 
 @lru_cache(maxsize=8192)
-def _of_sentence(said: tuple[str, ...]) -> Features:
-    words = ("^", *said, "$")
-    found = set(words[1:-1])
-    for i, word in enumerate(words[:-1]):
-        found.add(f"{word} {words[i + 1]}")
-        if i + 2 < len(words):
-            found.add(f"{word} {words[i + 1]} {words[i + 2]}")
-            found.add(f"{word} _ {words[i + 2]}")
-    for word in set(said):
-        marked = f"<{word}>"
-        for n in _LETTERS:
-            found.update(f"~{marked[i : i + n]}" for i in range(len(marked) - n + 1))
+def _of_sentence(said: tuple[str, ...], letters: tuple[int, ...]) -> Features:
+    parts = [word.partition(KIND) for word in said]
+    words = [word for word, _, _ in parts]
+    found = {*words, *_neighbours(words)}
+    kinds = [KIND + kind for _, _, kind in parts if kind]
+    if kinds:
+        mixed = [KIND + kind if kind else word for word, _, kind in parts]
+        found.update(kinds, (name for name in _neighbours(mixed) if KIND in name))
+        found.update(f"{first} .. {second}" for first, second in combinations(kinds, 2))
+    for word in set(words):
+        found |= _letter_groups(word, letters)
     return frozenset(found)
 
 
-def windows(message: Message) -> list[Features]:
+def _neighbours(said: Sequence[str]) -> list[str]:
+    words = ("^", *said, "$")
+    found = [f"{first} {second}" for first, second in pairwise(words)]
+    for first, second, third in zip(words, words[1:], words[2:], strict=False):
+        found += [f"{first} {second} {third}", f"{first} _ {third}"]
+    return found
+
+
+@lru_cache(maxsize=65536)
+def _letter_groups(word: str, letters: tuple[int, ...]) -> Features:
+    marked = f"<{word}>"
+    return frozenset(f"~{marked[i : i + n]}" for n in letters for i in range(len(marked) - n + 1))
+
+
+def windows(message: Message, letters: tuple[int, ...] = LETTERS) -> list[Features]:
     """Return the features of every run of one to three sentences.
 
     A word is itself, "a b" and "a b c" neighbours, "a _ c" with one word between, "~abc" letters
-    within a word, "^" and "$" the sentence's edges.
+    within a word, "^" and "$" the sentence's edges. A kind is "%kind", also among neighbours, and
+    "%one .. %other" are kinds in this order in one sentence.
     """
-    each = [_of_sentence(words) for words in message]
+    each = [_of_sentence(words, letters) for words in message]
     return [
         frozenset().union(*each[start:end])
         for start in range(len(each))
@@ -92,25 +129,31 @@ def windows(message: Message) -> list[Features]:
 def load_wording(path: Path = WEIGHTS) -> Wording:
     """Read the fitted weights: JSON, nothing is unpickled."""
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return Wording(stored["weights"], stored["bias"], stored["threshold"])
+    letters = tuple(stored.get("letters", LETTERS))
+    return Wording(stored["weights"], stored["bias"], stored["threshold"], letters)
 
 
-def fit(messages: Sequence[Message], crisis: Sequence[bool]) -> Wording:
+def fit(
+    messages: Sequence[Message], sought: Sequence[bool], letters: tuple[int, ...] = LETTERS
+) -> Wording:
     """Fit weights; the threshold is left at 0.
 
-    A crisis is one example, with all its sentences; of any other message each window is one,
-    because none of them tells of a crisis.
+    A message that is sought (a crisis, a text for the judge) is one example, with all its
+    sentences; of any other each window is one, because none of them is of the sort.
 
     Args:
         messages: Messages.
-        crisis: Whether each tells of a crisis.
+        sought: Whether each is of the sort to be found.
+        letters: Lengths of the letter groups that are read.
     """
     examples, signs = [], []
-    for message, is_crisis in zip(messages, crisis, strict=True):
-        each = windows(message)
-        examples += [frozenset().union(*each)] if is_crisis else each
-        signs += [1.0] if is_crisis else [-1.0] * len(each)
-    seen = Counter(name for m in messages for name in frozenset().union(*windows(m)))
+    seen: Counter[str] = Counter()
+    for message, is_sought in zip(messages, sought, strict=True):
+        each = windows(message, letters)
+        whole = frozenset().union(*each)
+        seen.update(whole)
+        examples += [whole] if is_sought else each
+        signs += [1.0] if is_sought else [-1.0] * len(each)
     names = sorted(name for name, n in seen.items() if n >= _LEAST_SEEN)
     place = {name: at for at, name in enumerate(names)}
     known = [sorted(place[name] for name in each if name in place) for each in examples]
@@ -124,7 +167,8 @@ def fit(messages: Sequence[Message], crisis: Sequence[bool]) -> Wording:
         shape=(len(examples), len(names)),
     )
     solution = _logistic(matrix, np.array(signs))
-    return Wording(dict(zip(names, solution[:-1].tolist(), strict=True)), float(solution[-1]), 0.0)
+    weights = dict(zip(names, solution[:-1].tolist(), strict=True))
+    return Wording(weights, float(solution[-1]), 0.0, letters)
 
 
 def _logistic(matrix: sparse.csr_matrix, signs: np.ndarray) -> np.ndarray:
@@ -147,25 +191,36 @@ def _logistic(matrix: sparse.csr_matrix, signs: np.ndarray) -> np.ndarray:
 
 def cross_scores(
     messages: Sequence[Message],
-    crisis: Sequence[bool],
+    sought: Sequence[bool],
     more: Sequence[tuple[Message, bool]],
     seed: int = 0,
+    families: Sequence[str] | None = None,
+    letters: tuple[int, ...] = LETTERS,
 ) -> list[float]:
     """Return each message's highest score by weights that were fitted without it, in folds.
 
     Args:
         messages: Messages.
-        crisis: Whether each tells of a crisis.
+        sought: Whether each is of the sort to be found.
         more: Messages that every fold is fitted on besides.
         seed: Of the folds.
+        families: Of each message; a family is left out as a whole. None = each message by itself.
+        letters: Lengths of the letter groups that are read.
     """
-    order = list(range(len(messages)))
+    units = list(families) if families is not None else [str(i) for i in range(len(messages))]
+    order = list(dict.fromkeys(units))
     random.Random(seed).shuffle(order)
     found = [0.0] * len(messages)
     for fold in range(FOLDS):
-        left_out = order[fold::FOLDS]
-        rows = [(messages[i], crisis[i]) for i in order if i not in set(left_out)] + list(more)
-        fitted = fit([message for message, _ in rows], [told for _, told in rows])
-        for i in left_out:
-            found[i] = fitted.highest(messages[i])
+        left_out = set(order[fold::FOLDS])
+        rows = [
+            (message, is_sought)
+            for message, is_sought, unit in zip(messages, sought, units, strict=True)
+            if unit not in left_out
+        ]
+        rows += more
+        fitted = fit([message for message, _ in rows], [told for _, told in rows], letters)
+        for i, unit in enumerate(units):
+            if unit in left_out:
+                found[i] = fitted.highest(messages[i])
     return found

@@ -1,0 +1,82 @@
+"""Fit the linear reading of text for the judge and choose its threshold by cross-validation.
+
+    python scripts/fit_injection.py
+
+Fits on `reward/assets/injections.jsonl`, attacks and sentences that only share their words, and on
+ordinary text: written messages, the practice clinic, half the project's demonstrations. The rest
+of both tells of false alarms. Nothing is fitted on `attacks.yaml`, which `judge_card.py` reads.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from reward.injection import WEIGHTS, WrittenText, kinds_of_words, patterns_find
+from reward.lexicon import ASSETS
+from reward.recall import WrittenMessage
+from reward.wording import cross_scores, fit
+from sft.curate import project_demonstrations
+from sft.data import Demonstration
+from sft.files import read_rows, write_json
+from sft.runs import run_script
+from sft.simulator import base_corpus, practice_demonstrations, practice_prompts
+
+LETTERS, LEAST_WEIGHT = (4, 5), 0.08  # a feature of less is left out
+ORDINARY, LIKE = 0.003, 0.015  # ordinary texts, like sentences that may be called directed, 0..1
+
+
+def said(rows: Iterable[Demonstration]) -> list[str]:
+    """Return what is said in demonstrations, each text once."""
+    return list(dict.fromkeys(m["content"] for row in rows for m in (*row.prompt, *row.completion)))
+
+
+def ordinary() -> tuple[list[str], dict[str, list[str]]]:
+    """Return ordinary text to fit on, and by name what nothing is fitted on."""
+    rows, people = project_demonstrations(), practice_prompts("held_out", 600, seed=3)
+    half = set(sorted({row.prompt_id for row in rows})[::2])
+    talks = [m["content"] for talk in base_corpus(300, seed=5) for m in talk]
+    messages = [row.text for row in read_rows(ASSETS / "messages.jsonl", WrittenMessage)]
+    shown = [*said(row for row in rows if row.prompt_id in half), *messages, *talks]
+    return list(dict.fromkeys(shown)), {
+        "demonstrations": said(row for row in rows if row.prompt_id not in half),
+        "talks of the clinic": said(practice_demonstrations(1000, seed=77)),
+        "held-out people": [m["content"] for p in people for m in p.messages],
+    }
+
+
+def main() -> None:
+    """Fit, say what cross-validation found, and write the weights."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
+    args = parser.parse_args()
+    rows, (shown, held) = read_rows(ASSETS / "injections.jsonl", WrittenText), ordinary()
+    texts, is_directed = [kinds_of_words(r.text) for r in rows], [r.directed for r in rows]
+    more, families = [(kinds_of_words(t), False) for t in shown], [row.family for row in rows]
+    scores = np.array(cross_scores(texts, is_directed, more, letters=LETTERS))
+    unseen = np.array(cross_scores(texts, is_directed, more, 0, families, LETTERS))
+    fitted = fit([*texts, *(t for t, _ in more)], [*is_directed, *(d for _, d in more)], LETTERS)
+    calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
+    directed, names = np.array(is_directed), np.array(families)
+    least = max(np.quantile(each, 1 - ORDINARY) for each in calm.values())
+    highest = float(max(np.quantile(scores[~directed], 1 - LIKE), least))
+    threshold = math.floor(100 * highest + 1) / 100  # rounded up
+    found = np.array([patterns_find(row.text) for row in rows])
+    groups = {name: names == name for name in dict.fromkeys(names[directed].tolist())}
+    print(f"threshold {threshold}; called directed by words, where the family is new, or patterns")
+    for name, some in {**groups, "attacks": directed, "like sentences": ~directed}.items():
+        shares = [(s[some] >= threshold).mean() for s in (scores, unseen)]
+        either = (found | (scores >= threshold))[some].mean()
+        print(f"  {name:20} {shares[0]:6.1%} {shares[1]:6.1%} {either:6.1%} of {some.sum()}")
+    for name, each in calm.items():
+        print(f"  {name:20} {(each >= threshold).mean():6.2%} of {len(each)}")
+    weights = {n: round(w, 3) for n, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
+    kept = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
+    write_json(args.out, {**kept, "weights": weights})
+    print(f"{len(weights)} of {len(fitted.weights)} features: {args.out}")
+
+
+if __name__ == "__main__":
+    run_script(main)
