@@ -26,7 +26,7 @@ from reward.ledger import Answer
 QUOTED = 300  # characters of a service's own message
 HIDDEN_KEY = "[key]"
 LEAST_SECRET = 12  # characters; a key that has to be kept secret is longer
-ECHO = 40  # characters in a row by which a message is known to repeat what was asked
+ECHO = 24  # characters in a row by which a message is known to repeat what was asked
 LONGEST_WAIT_S = 24 * 3600.0
 NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 OVERLOADED = frozenset({429, 503, 529})
