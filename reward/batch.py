@@ -287,8 +287,8 @@ def _outcome(line: bytes, asked: str) -> tuple[Answer | Failure, str]:
     told = told if isinstance(told, dict) else {}
     status = response.get("status_code")
     status = status if isinstance(status, int) else 500
-    said = (str(told[name]) for name in ("type", "message") if told.get(name))
-    failure = by_status(status, told, ": ".join(said), {})
+    words = [str(told[name]) for name in ("type", "message") if told.get(name)]
+    failure = by_status(status, told, ": ".join(words), {})
     return refusal(key, failure, asked), key
 
 
