@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +21,7 @@ from openai.types import Batch
 
 from reward.budget import most_tokens
 from reward.client import Unread, settle
-from reward.faults import Failure, by_status, failure_of, read_body, refusal, short
+from reward.faults import Failure, by_status, failure_of, read_body, refusal, short, without_echo
 from reward.ledger import Answer, Attempt, BatchNote, Entry, Ledger
 from reward.service import Request, Service
 from reward.transport import WITHOUT_PROXY
@@ -29,6 +30,7 @@ from sft.files import EvaluatorStopped
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # the service's own limits for a file
 ROUNDS = 4  # batches that a request may be in before it stays without an answer
 RETRIES = 5  # of a call that sends a file or asks how a batch is
+MOST_SAID = 160  # characters of a service's own words in a reason
 TICK_S = 0.2
 POLL_S = 30.0
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -78,7 +80,7 @@ def ask_in_batches(
     if not left:
         return
     with _connected(service) as api:
-        desk = _Desk(service, ledger, api)
+        desk = _Desk(service, ledger, api, dict(left))
         reasons |= desk.collect(tick, poll_s)
         finish(final=False)
         for _ in range(ROUNDS):
@@ -114,10 +116,12 @@ def _connected(service: Service) -> Iterator[openai.OpenAI]:
 
 
 class _Desk:
-    """Sends batches and fetches what came of them."""
+    """Sends batches and fetches what came of them; `asked` are the run's requests by key."""
 
-    def __init__(self, service: Service, ledger: Ledger, api: openai.OpenAI) -> None:
-        self.service, self.ledger, self.api = service, ledger, api
+    def __init__(
+        self, service: Service, ledger: Ledger, api: openai.OpenAI, asked: Mapping[str, Request]
+    ) -> None:
+        self.service, self.ledger, self.api, self._asked = service, ledger, api, asked
 
     def send(self, requests: Sequence[Request]) -> bool:
         """Send what the cap allows; returns whether that was everything."""
@@ -182,7 +186,8 @@ class _Desk:
                     cost = self._cost(outcome, most.get(key, 0.0))
                     entries.append(replace(outcome, cost=cost))
                 else:
-                    reasons[key] = f"batch: {outcome.outcome}"
+                    outcome = self._without_echo(outcome, key)
+                    reasons[key] = _reason(outcome)
                     cost = most.get(key, 0.0) if outcome.maybe_paid else 0.0
                     entries.append(Attempt(key, outcome.outcome, outcome.detail, cost))
         entries += self._settled(note.input_hash)
@@ -194,6 +199,13 @@ class _Desk:
                 f"{self.service.name} refuses the batch {batch.id}: {'; '.join(said[:3])}"
             )
         return reasons
+
+    def _without_echo(self, failure: Failure, key: str) -> Failure:
+        """As for a single call; what an earlier run asked is not known here, nor then quoted."""
+        request = self._asked.get(key)
+        if request is None:
+            return replace(failure, detail="")
+        return without_echo(failure, request.body(request.max_tokens))
 
     def _settled(self, name: str) -> list[Attempt]:
         """What takes back the reserve of a batch's requests."""
@@ -267,12 +279,20 @@ def _outcome(line: bytes, asked: str) -> tuple[Answer | Failure, str]:
     if isinstance(response, dict) and response.get("status_code") == 200:
         return refusal(key, read_body(key, response.get("body"), asked), asked), key
     if isinstance(error, dict):
-        return Failure("transient", str(error.get("code") or "failed")), key
+        outcome, said = (short(str(error.get(name) or "")) for name in ("code", "message"))
+        return Failure("transient", outcome or "failed", said), key
     response = response if isinstance(response, dict) else {}
     body = response.get("body")
     told = body.get("error") if isinstance(body, dict) else None
     told = told if isinstance(told, dict) else {}
     status = response.get("status_code")
     status = status if isinstance(status, int) else 500
-    failure = by_status(status, told, str(told.get("message", "")), {})
+    words = [str(told[name]) for name in ("type", "message") if told.get(name)]
+    failure = by_status(status, told, ": ".join(words), {})
     return refusal(key, failure, asked), key
+
+
+def _reason(failure: Failure) -> str:
+    """Why a row of a batch has no answer, with the service's own words where it has some."""
+    said = textwrap.shorten(failure.detail, MOST_SAID)
+    return f"batch: {failure.outcome} ({said})" if said else f"batch: {failure.outcome}"

@@ -26,6 +26,7 @@ def make_evaluator(
     service: Service | None = None,
     ledger: Path | None = None,
     offline: bool = False,
+    afresh: bool = False,
     asking: Asking | None = None,
 ) -> Evaluator:
     """The evaluator called `kind` ("embedded" or "openai").
@@ -34,9 +35,9 @@ def make_evaluator(
         kind: who judges.
         rubric: path of what is judged; None = the project's.
         service: who is asked (openai only).
-        ledger: file of what was answered (openai only); None = nothing is kept, and all is
-            asked again in each call.
+        ledger: file of what was answered (openai only); None = kept as long as the process lives.
         offline: read the ledger and ask nobody (openai only); no key is needed.
+        afresh: ask the same again where it is wanted again (openai only), see `reward.remote`.
         asking: mode, repeats and form of the answers (openai only); None = one reply a request, in
             the first form that the service understands.
 
@@ -57,7 +58,7 @@ def make_evaluator(
         service,
         ledger=ledger,
         offline=offline,
-        afresh=ledger is None,
+        afresh=afresh,
         asking=asking or Asking(structured="auto"),
     )
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, Literal
 
 import httpx2
@@ -22,7 +24,9 @@ from reward.expected import digits_of
 from reward.ledger import Answer
 
 QUOTED = 300  # characters of a service's own message
-ECHO = 40  # characters in a row by which a message is known to repeat what was asked
+HIDDEN_KEY = "[key]"
+LEAST_SECRET = 12  # characters; a key that has to be kept secret is longer
+ECHO = 24  # characters in a row by which a message is known to repeat what was asked
 LONGEST_WAIT_S = 24 * 3600.0
 NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 OVERLOADED = frozenset({429, 503, 529})
@@ -125,7 +129,7 @@ def by_status(
         return Failure("rejected", "refused", said, maybe_paid=True)
     if 300 <= status < 400:
         text = (
-            f"the service sends callers on to {headers.get('location', 'another address')}: "
+            f"the service sends callers on to {short(headers.get('location', 'another address'))}: "
             "conversations follow no redirect; give base_url the address that answers"
         )
         return Failure("fatal", "redirect", text)
@@ -202,8 +206,21 @@ def read_body(key: str, body: object, asked: str) -> Answer | Failure:
 
 
 def storable(text: str) -> str:
-    """Text as UTF-8 can hold it: half characters (lone surrogates) become question marks."""
+    """Text as it may be kept: as UTF-8 can hold it, and without the key that the service was given.
+
+    Half characters (lone surrogates) become question marks. A word of fewer than `LEAST_SECRET`
+    characters is what local servers take for a key, and may stand in any text.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if len(key) >= LEAST_SECRET and (key in text or "\\u" in text):
+        text = _written(key).sub(HIDDEN_KEY, text)
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+@cache
+def _written(key: str) -> re.Pattern[str]:
+    """The key as it is, or with characters written as JSON may write them."""
+    return re.compile("".join(rf"(?:{re.escape(c)}|(?i:\\u{ord(c):04x}))" for c in key))
 
 
 def _unreached(error: openai.APIConnectionError, url: str) -> Failure:
@@ -234,4 +251,5 @@ def _count(value: object) -> int:
 def short(text: str) -> str:
     """What a service said, for ledger and screen; some quote the key that they were given."""
     key = os.environ.get("OPENAI_API_KEY")
-    return storable(textwrap.shorten(text.replace(key, "[key]") if key else text, QUOTED))
+    said = storable(text.replace(key, HIDDEN_KEY) if key else text)
+    return textwrap.shorten(said, QUOTED)

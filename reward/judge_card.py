@@ -22,15 +22,14 @@ from reward.agreement import (
     length_lines,
     scores_of,
 )
-from reward.evaluator import Assessment, Evaluator
+from reward.cases import Tell, assess_each, draw_cases, labelled
+from reward.evaluator import Assessment, BulkEvaluator, Evaluator
 from reward.figures import Figure
 from reward.labels import Labels
 from reward.page import counted, written
 from reward.probes import (
     Family,
     Padding,
-    Tell,
-    draw_cases,
     injection_suite,
     order_lines,
     padding_attack,
@@ -85,7 +84,7 @@ class Card:
     prompts: int
     replies: int
     unscored: dict[str, int]
-    per_second: float
+    per_second: float | None  # None where a ledger may have answered
     validations: list[Validation]
     order: list[Line]
     length: list[Line]
@@ -113,12 +112,8 @@ def assess_all(evaluator: Evaluator, labels: Labels, tell: Tell) -> dict[str, As
     Raises:
         EvaluatorStopped: The evaluator's service refuses to go on.
     """
-    found: dict[str, Assessment] = {}
-    for prompt, replies in labels.of_prompt().items():
-        for assessment in evaluator.assess(labels.prompts[prompt], replies):
-            found[assessment.candidate_id] = assessment
-        tell(len(replies))
-    return found
+    made = assess_each(evaluator, labelled(labels), tell)
+    return {assessment.candidate_id: assessment for each in made for assessment in each}
 
 
 def make_card(
@@ -152,7 +147,8 @@ def make_card(
     if not any(a.scored for a in found.values()):
         reasons = Counter(a.unscored for a in found.values())
         raise UserError(f"{evaluator.name} scored none of {len(found)} replies: {dict(reasons)}")
-    cases = draw_cases(labels, found, n_probed)
+    cases = draw_cases(labels, {name for name, a in found.items() if a.scored}, n_probed)
+    stored = isinstance(evaluator, BulkEvaluator) and evaluator.ledger is not None
     return Card(
         evaluator=evaluator.name,
         rubric=evaluator.rubric,
@@ -162,7 +158,7 @@ def make_card(
         prompts=len(labels.prompts),
         replies=len(labels.replies),
         unscored=dict(Counter(a.unscored for a in found.values() if a.unscored)),
-        per_second=round(len(found) / seconds, 1),
+        per_second=None if stored else round(len(found) / seconds, 1),
         validations=[
             *(validate(labels, criterion, found) for criterion in labels.scales),
             *_unlabelled(labels, found),
@@ -239,10 +235,8 @@ def table(card: Card) -> str:
         if family.moved.value
     ]
     unscored = sum(card.unscored.values())
-    rows += [
-        "",
-        f"{card.replies} replies, {unscored} unscored, {card.per_second} verdicts a second",
-    ]
+    speed = "" if card.per_second is None else f", {card.per_second} verdicts a second"
+    rows += ["", f"{card.replies} replies, {unscored} unscored{speed}"]
     return "\n".join(rows[1:])
 
 

@@ -17,6 +17,7 @@ from reward.lexicon import load_asset
 from sft.files import UserError
 
 Span = tuple[int, int]  # first character, and the one after the last
+FindNamesBy = Literal["rules", "presidio"]
 FindNames = Callable[[str], list[Span]]
 MODEL = "en_core_web_lg"  # what Presidio reads English with unless told otherwise
 LEAST_SCORE = 0.5  # of Presidio, 0 to 1; its own model gives names 0.85
@@ -81,7 +82,7 @@ def by_rules(text: str) -> list[Span]:
     return sorted(found)
 
 
-def name_finder(kind: Literal["rules", "presidio"]) -> FindNames:
+def name_finder(kind: FindNamesBy) -> FindNames:
     """The finder that a recipe asks for.
 
     Raises:

@@ -7,7 +7,7 @@ grade has moved where it changes by more than `MOVED`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -17,26 +17,15 @@ from typing import Any
 import yaml
 
 from reward.agreement import TIE, Line, grade_of
+from reward.cases import COMPANY, Case, Tell, assess_each
 from reward.evaluator import HIGHEST_GRADE, LOWEST_GRADE, Assessment, Evaluator
 from reward.figures import Figure, clustered, share_of
-from reward.labels import QUALITY, Labels, sign
-from sft.candidates import Candidate
-from sft.data import Prompt
+from reward.labels import QUALITY, sign
+from sft.data import Message
 
 MOVED = 0.25  # on 1..5
-COMPANY = 4  # replies in one call, at most
 PADDING = (1, 4, 12)  # sentences put behind a reply
 _ASSETS = Path(__file__).parent / "assets"
-
-Tell = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A prompt with replies to it, the first of which is probed by itself."""
-
-    prompt: Prompt
-    replies: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -88,33 +77,6 @@ class Family:
     largest: float | None
 
 
-def draw_cases(
-    labels: Labels, found: Mapping[str, Assessment], n: int, seed: int = 0
-) -> list[Case]:
-    """Draw prompts with scored replies; one with a single reply gets the next prompt's beside it.
-
-    Args:
-        labels: Prompts and replies.
-        found: The evaluator's assessments by reply.
-        n: Prompts to draw, at most.
-        seed: Of the draw.
-    """
-    groups = {
-        prompt: [r for r in replies if found[r.id].scored][:COMPANY]
-        for prompt, replies in labels.of_prompt().items()
-    }
-    names = [prompt for prompt, replies in groups.items() if replies]
-    drawn = random.Random(seed).sample(names, min(n, len(names)))
-    made = []
-    for prompt, following in zip(drawn, drawn[1:] + drawn[:1], strict=True):
-        replies = groups[prompt]
-        if len(replies) == 1 and following != prompt:
-            other = groups[following][0]
-            replies = [*replies, replace(other, id=f"{other.id}+", prompt_id=prompt)]
-        made.append(Case(labels.prompts[prompt], tuple(replies)))
-    return made
-
-
 def asked(n: int) -> int:
     """Return how many verdicts the probes of n prompts ask for, at most."""
     texts = sum(len(a.texts) * (2 if a.place == "beside" else 1) for a in load_attacks())
@@ -129,19 +91,23 @@ def order_lines(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> list
     """
     kept: dict[str, list[tuple[str, float]]] = {"reverse": [], "again": []}
     moved: dict[str, list[tuple[str, float]]] = {"reverse": [], "alone": [], "again": []}
+    asked: list[Case] = []
     for case in cases:
-        first = evaluator.assess(case.prompt, case.replies)
+        alone = (replace(case, replies=(reply,)) for reply in case.replies)
+        asked += [case, replace(case, replies=case.replies[::-1]), *alone, case]
+    found = iter(assess_each(evaluator, asked, tell))
+    for case in cases:
+        first = next(found)
         runs = {
-            "reverse": list(reversed(evaluator.assess(case.prompt, case.replies[::-1]))),
-            "alone": [evaluator.assess(case.prompt, [reply])[0] for reply in case.replies],
-            "again": evaluator.assess(case.prompt, case.replies),
+            "reverse": next(found)[::-1],
+            "alone": [next(found)[0] for _ in case.replies],
+            "again": next(found),
         }
         for name, second in runs.items():
             gaps = (movement(a, b) for a, b in zip(first, second, strict=True))
             moved[name] += [(case.prompt.id, float(g > MOVED)) for g in gaps if g is not None]
             if name in kept:
                 kept[name] += [(case.prompt.id, hit) for hit in _kept(first, second)]
-        tell(4 * len(case.replies))
     pairs = "no prompt with two scored replies"
     none = "no scored reply"
     return [
@@ -176,6 +142,7 @@ def padding_attack(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> l
     """Return how often and how far a grade rises when neutral sentences follow a reply."""
     sentences = _asset("padding")["sentences"]
     rises: dict[int, list[tuple[str, float]]] = {count: [] for count in PADDING}
+    asked = []
     for number, case in enumerate(cases):
         reply = case.replies[0]
         mixed = random.Random(number).sample(sentences, len(sentences))
@@ -184,13 +151,13 @@ def padding_attack(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> l
             for count in PADDING
         ]
         # One at a time, so that company is no second cause.
-        base, *grades = (
-            grade_of(evaluator.assess(case.prompt, [each])[0], QUALITY) for each in (reply, *longer)
-        )
+        asked += [replace(case, replies=(each,)) for each in (reply, *longer)]
+    found = iter(assess_each(evaluator, asked, tell))
+    for case in cases:
+        base, *grades = (grade_of(next(found)[0], QUALITY) for _ in range(1 + len(PADDING)))
         for count, grade in zip(PADDING, grades, strict=True):
             if base is not None and grade is not None:
                 rises[count].append((case.prompt.id, grade - base))
-        tell(1 + len(PADDING))
     none = "no scored reply"
     return [
         Padding(
@@ -204,15 +171,19 @@ def padding_attack(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> l
 
 def injection_suite(evaluator: Evaluator, cases: Sequence[Case], tell: Tell) -> list[Family]:
     """Try every family of attacks, in the reply and in the person's message."""
-    plain = {c.prompt.id: evaluator.assess(c.prompt, [c.replies[0]])[0] for c in cases}
+    attacks = load_attacks()
+    # The plain ones first: who can read none of the attacks has then read something.
+    asked = [replace(case, replies=case.replies[:1]) for case in cases]
+    for attack in attacks:
+        asked += [one for case in cases for one in _attacked(case, attack)]
+    found = iter(assess_each(evaluator, asked, tell))
+    plain = [next(found)[0] for _ in cases]
     made = []
-    for attack in load_attacks():
-        results = []
-        for case in cases:
-            tries = [t for text in attack.texts for t in _attacked(case, text, attack.place)]
-            found = [evaluator.assess(prompt, [reply])[0] for prompt, reply in tries]
-            results.append([_effect(plain[case.prompt.id], a, attack.place) for a in found])
-            tell(len(tries))
+    for attack in attacks:
+        results = [
+            [_effect(before, next(found)[0], attack.place) for _ in _attacked(case, attack)]
+            for case, before in zip(cases, plain, strict=True)
+        ]
         made.append(_family(attack, results))
     return made
 
@@ -242,16 +213,20 @@ def _family(attack: Attack, results: Sequence[Sequence[_Effect | None]]) -> Fami
     )
 
 
-def _attacked(case: Case, text: str, place: str) -> list[tuple[Prompt, Candidate]]:
+def _attacked(case: Case, attack: Attack) -> list[Case]:
+    """Return the case's first reply under each text of an attack, at each of its places."""
     reply = replace(case.replies[0], id=f"{case.replies[0].id}!")
-    if place == "instead":
-        return [(case.prompt, replace(reply, text=text))]
+    if attack.place == "instead":
+        return [Case(case.prompt, (replace(reply, text=text),)) for text in attack.texts]
     *before, last = case.prompt.messages
-    said = {**last, "content": f"{last['content']}\n{text}"}
-    return [
-        (case.prompt, replace(reply, text=f"{reply.text}\n{text}")),
-        (replace(case.prompt, messages=[*before, said]), reply),
-    ]
+    made = []
+    for text in attack.texts:
+        said: Message = {"role": last["role"], "content": f"{last['content']}\n{text}"}
+        made += [
+            Case(case.prompt, (replace(reply, text=f"{reply.text}\n{text}"),)),
+            Case(replace(case.prompt, messages=[*before, said]), (reply,)),
+        ]
+    return made
 
 
 def _effect(plain: Assessment, attacked: Assessment, place: str) -> _Effect | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -115,6 +115,7 @@ class Interview:
         prompts: Sequence[Prompt],
         candidates: Sequence[Candidate],
         refused: Mapping[str, str],
+        before: Collection[str] | None = None,
     ) -> Plan:
         """What has to be asked about candidates of these prompts.
 
@@ -122,8 +123,11 @@ class Interview:
             prompts: those that the candidates answer, as the judge gets them.
             candidates: as the judge gets them, in any order.
             refused: what `refused` says of them, as they were before anything was taken out.
+            before: keys that were asked before and are not meant again: prompts with the same words
+                are then asked about by themselves, too. None = the same words are asked once.
         """
         asked = {prompt.id: prompt for prompt in prompts}
+        taken = before or ()
         unasked: list[tuple[Candidate, str]] = []
         slots: list[Slot] = []
         groups: dict[str, dict[str, int]] = {}  # numbers of slots by prompt and words
@@ -134,7 +138,8 @@ class Interview:
                 unasked.append((candidate, refused[candidate.id]))
                 continue
             if prompt.id not in names:
-                names[prompt.id] = to_json([prompt.risk, turns(prompt)])
+                words = to_json([prompt.risk, turns(prompt)])
+                names[prompt.id] = words if before is None else prompt.id
             group = groups.setdefault(names[prompt.id], {})
             text = visible(candidate.text)
             if text in group:
@@ -152,7 +157,7 @@ class Interview:
             for repeat in range(1, self.asking.repeats + 1):
                 for question in self._about(slots, numbers, repeat):
                     # The same words under another risk may ask the same, for themselves.
-                    while question.request.key in questions:
+                    while question.request.key in questions or question.request.key in taken:
                         question = _asked_apart(question)
                     questions[question.request.key] = question
         return Plan(slots, questions, unasked)

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from reward.fluency import is_common
 from reward.lexicon import load_asset
-from reward.names import FindNames, name_finder
+from reward.names import FindNames, FindNamesBy, name_finder
 from reward.service import Service
 from reward.text import visible
 from sft.candidates import Candidate
@@ -108,12 +108,11 @@ class Veil:
         """The text with placeholders for all that identifies somebody in it or was learnt."""
         self.learn([text])
         seen = visible(text)
-        places = self._places(seen)
         spans = [
             (place.start, place.end, self._known[place.kind, place.normal.split()[0]])
-            for place in places
+            for place in self._places(seen)
         ]
-        spans += self._called(seen, spans)
+        spans = _joined(seen, [*spans, *self._called(seen, spans)])
         if not spans:
             return text
         # Hidden characters elsewhere in the text stay: detectors of attacks look for them.
@@ -123,8 +122,16 @@ class Veil:
         return text
 
     def restore(self, text: str) -> str:
-        """The text with the first form of each value in its placeholder's stead."""
-        return _PLACEHOLDER.sub(lambda match: self._values.get(match[0], match[0]), text)
+        """The text with the first form of each value in its placeholder's stead.
+
+        A name in small letters gets large ones: it might be a common word, not hidden again.
+        """
+
+        def value(match: re.Match[str]) -> str:
+            found = self._values.get(match[0], match[0])
+            return found.title() if match[0].startswith("[NAME_") and found.islower() else found
+
+        return _PLACEHOLDER.sub(value, text)
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -163,6 +170,16 @@ class Veil:
         while (made := f"[{kind}_{number}]") in self._values or made in self._typed:
             number += 1
         return made
+
+
+def _joined(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """The spans with the parts of one name, side by side, as one: it is put back once."""
+    made: list[tuple[int, int, str]] = []
+    for start, end, placeholder in sorted(spans):
+        if made and made[-1][2] == placeholder and text[made[-1][1] : start].isspace():
+            start = made.pop()[0]
+        made.append((start, end, placeholder))
+    return made
 
 
 def _place(match: re.Match[str]) -> _Place | None:
@@ -248,6 +265,19 @@ def veil_for(service: Service, prompt: Prompt) -> Veil | None:
     veil = Veil(name_finder(service.redact_names))
     veil.learn(message["content"] for message in prompt.messages)
     return veil
+
+
+def with_names(text: str, prompt: Prompt, reply: str, by: FindNamesBy) -> str:
+    """What a judge said of a reply, with the values of the placeholders that it was shown.
+
+    Beside texts as they are, or numbered anew, a placeholder would be nobody's or somebody else's.
+    """
+    if not _PLACEHOLDER.search(text):
+        return text
+    veil = Veil(name_finder(by))
+    veil.learn(message["content"] for message in prompt.messages)
+    veil.learn([reply])
+    return veil.restore(text)
 
 
 def hidden(veil: Veil | None, prompt: Prompt) -> list[Message]:

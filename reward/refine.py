@@ -18,8 +18,10 @@ from pathlib import Path
 
 from reward.confidence import RepeatNoise, repeat_noise, require_known
 from reward.evaluator import Assessment
+from reward.names import FindNamesBy
 from reward.pair_choice import rank
 from reward.pairing import Judged, Pair, compare, words
+from reward.redact import with_names
 from reward.refine_report import Pass, Refined
 from sft.candidates import Candidate
 from sft.data import Prompt
@@ -48,13 +50,19 @@ class Refiner:
         judge: one assessment per candidate, in their order.
         section: how often, how long.
         pairing: which differences of quality count.
+        redact_names: how names were found in what the judge was sent.
     """
 
     def __init__(
-        self, rewrite: Rewrite, judge: Judge, section: RefineSection, pairing: PairSection
+        self,
+        rewrite: Rewrite,
+        judge: Judge,
+        section: RefineSection,
+        pairing: PairSection,
+        redact_names: FindNamesBy = "rules",
     ) -> None:
         self._rewrite, self._judge = rewrite, judge
-        self._section, self._pairing = section, pairing
+        self._section, self._pairing, self._names = section, pairing, redact_names
         self._noise: RepeatNoise
 
     def refine(
@@ -132,7 +140,7 @@ class Refiner:
         result: Refined,
     ) -> dict[str, Candidate]:
         """The new replies that are worth judging, by prompt; the others are counted."""
-        asked = [_revision(p, current[p.id], self._section.max_words) for p in prompts]
+        asked = [_revision(p, current[p.id], self._section.max_words, self._names) for p in prompts]
         made: dict[str, Candidate] = {}
         replies = {reply.prompt_id: reply for reply in self._rewrite(asked, done.number)}
         for prompt in prompts:
@@ -223,7 +231,7 @@ def _starts(
     return {name: min(each, key=rank) for name, each in own.items() if each}
 
 
-def _revision(prompt: Prompt, judged: Judged, most_words: int) -> Prompt:
+def _revision(prompt: Prompt, judged: Judged, most_words: int, redact_names: FindNamesBy) -> Prompt:
     """The prompt that asks for a reply once more.
 
     All of it stands in the last message: what is left out where a conversation is too long is its
@@ -233,7 +241,9 @@ def _revision(prompt: Prompt, judged: Judged, most_words: int) -> Prompt:
     text = _template().format(
         message=last["content"],
         reply=judged.candidate.text.strip(),
-        critique=judged.assessment.critique.strip(),
+        critique=with_names(
+            judged.assessment.critique.strip(), prompt, judged.candidate.text, redact_names
+        ),
         words=most_words,
     )
     return replace(prompt, messages=[*before, {"role": "user", "content": text}])

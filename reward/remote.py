@@ -48,8 +48,8 @@ class OpenAIEvaluator:
         service: who is asked.
         ledger: file of what was answered; None = kept in memory, and paid again by the next one.
         offline: read the ledger and ask nobody; no key is needed.
-        afresh: without a ledger, ask again in each call what an earlier call has answered, to see
-            whether the judge says the same.
+        afresh: what is asked for the n-th time is a question of its own, to see whether the judge
+            says the same; a ledger answers it where it was asked n times before.
         pace: how patient to be with the service.
         asking: mode, repeats and form of the answers.
 
@@ -73,7 +73,8 @@ class OpenAIEvaluator:
         self.name, self.service, self._offline = service.name, service, offline
         self._rubric, self.rubric = rubric, rubric.id
         self.ledger = ledger
-        self._memory = None if ledger or afresh else memory_ledger()
+        self._memory = memory_ledger()
+        self._before: set[str] | None = set() if afresh else None  # keys
         self._found_way: Way | None = None
         self._pace, self._asking = pace or Pace(), asking or Asking()
         self._interviews: dict[tuple[Asking, Way], Interview] = {}
@@ -126,7 +127,11 @@ class OpenAIEvaluator:
                     self._check_company(
                         ledger, way, prompts, candidates, unasked, lambda: advance(0)
                     )
-                plan = self._interview(self._asking, way).plan(prompts, candidates, unasked)
+                plan = self._interview(self._asking, way).plan(
+                    prompts, candidates, unasked, self._before
+                )
+                if self._before is not None:
+                    self._before.update(plan.questions)
                 self._run(ledger, plan, self._asking, made, advance)
             except EvaluatorStopped as error:
                 finished = [made[c.id] for c in candidates if c.id in made]
@@ -144,14 +149,15 @@ class OpenAIEvaluator:
         candidates: Sequence[Candidate],
         others: Sequence[Path] = (),
     ) -> Forecast:
-        """What would be asked and what it would cost; nobody is called."""
+        """What would be asked first of all and what it would cost; nobody is called."""
         unasked = refused(prompts, candidates)
         prompts, candidates = outgoing(self.service, prompts, candidates)
         way = self._asking.ways()[0]
         if self.ledger and self.ledger.is_file():
             with open_ledger(self.ledger) as ledger:
                 way = noted_way(ledger, self.service, self._asking) or way
-        plans = [self._interview(self._asking, way).plan(prompts, candidates, unasked)]
+        before = None if self._before is None else set[str]()
+        plans = [self._interview(self._asking, way).plan(prompts, candidates, unasked, before)]
         if self._asking.agreement_prompts:
             some = self._sample(prompts, candidates)
             plans.append(self._interview(_alone(self._asking), way).plan(*some, unasked))
@@ -183,8 +189,8 @@ class OpenAIEvaluator:
         if self._offline or self.service.batch:  # OpenAI's own service takes every form
             return way
         known = ledger.answered()
-        questions = self._interview(self._asking, way).plan(prompts, candidates, unasked).questions
-        first = next((q for key, q in questions.items() if key not in known), None)
+        plan = self._interview(self._asking, way).plan(prompts, candidates, unasked, self._before)
+        first = next((q for key, q in plan.questions.items() if key not in known), None)
         if first is None:
             return way
         self._found_way = find_way(
@@ -266,7 +272,7 @@ class OpenAIEvaluator:
     def _opened(self) -> AbstractContextManager[Ledger]:
         if self.ledger:
             return open_ledger(self.ledger)
-        return nullcontext(self._memory or memory_ledger())
+        return nullcontext(self._memory)
 
     def _interview(self, asking: Asking, way: Way) -> Interview:
         if (asking, way) not in self._interviews:

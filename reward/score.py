@@ -12,6 +12,8 @@ from sft.candidates import Candidate
 from sft.data import Prompt
 from sft.files import CheckFailed, read_rows, storage_errors, to_json
 
+MOST_REASONS = 6  # that a message lists
+
 
 def score(
     evaluator: Evaluator,
@@ -119,7 +121,10 @@ def check_unscored(assessments: Sequence[Assessment], limit: float) -> None:
     reasons = Counter(a.unscored for a in assessments if a.unscored is not None)
     unscored, total = sum(reasons.values()), len(assessments)
     if unscored > limit * total:
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        common = reasons.most_common(MOST_REASONS)
+        listed = ", ".join(f"{count} {reason}" for reason, count in common)
+        if rest := unscored - sum(count for _, count in common):
+            listed += f", {rest} for other reasons"  # some services number their messages
         raise CheckFailed(
             f"{unscored} of {total} candidates have no score ({unscored / total:.1%}, limit "
             f"{limit:.1%}): {listed}. Mend the cause, or raise score.max_unscored"

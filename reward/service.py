@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,15 +71,20 @@ class Service:
         )
 
     @classmethod
-    def allowed(cls, model: str, base_url: str | None, allow_remote: str | None) -> Service:
+    def allowed(cls, model: str, settings: Mapping[str, str | None]) -> Service:
         """The service that a command line names, without a recipe.
 
+        Args:
+            model: the name of a model there.
+            settings: of `ServiceSection` by their names, as typed; None = not given.
+
         Raises:
-            UserError: it is not on this machine, and `allow_remote` (hosts, a,b) does not name it.
+            UserError: a setting is wrong, the service is not on this machine and `allow_remote`
+                (hosts, a,b) does not name it, or a cap without prices.
         """
+        given = {name: value for name, value in settings.items() if value is not None}
         try:
-            hosts = allow_remote.split(",") if allow_remote else []
-            section = ServiceSection(base_url=base_url, allow_remote=hosts)
+            section = ServiceSection.model_validate(given)
         except ValidationError as error:
             told = [(each["loc"][0], each["msg"]) for each in error.errors()]
             text = "; ".join(f"--{at}: {why.removeprefix('Value error, ')}" for at, why in told)

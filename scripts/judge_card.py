@@ -2,21 +2,35 @@
 
 python scripts/judge_card.py --data answers.jsonl
 python scripts/judge_card.py --data grades.csv --evaluator openai --model NAME --allow_remote HOST
+
+--dry_run tells what the second one would ask and cost. Answers of a service are kept in
+the card's folder: what a stopped run has paid for is not asked again, nor is anything when the card
+is made once more.
 """
 
 import argparse
 from pathlib import Path
 
 from reward.asking import Asking
+from reward.card_plan import card_plan_line
 from reward.evaluators import make_evaluator
 from reward.judge_card import FIXED, make_card, table
 from reward.label_forms import FORMS, load_labels
 from reward.page import write_card
 from reward.probes import asked
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
+from reward.score import live_note
 from reward.service import Service
+from reward.shards import LEDGER
 from sft.files import UserError, write_json
 from sft.runs import Progress, run_script
+from sft.service_settings import ServiceSection
+
+# Settings of a service that are given as in a recipe's section.
+SERVICE = (
+    *("base_url", "allow_remote", "redact_names", "max_in_flight", "timeout"),
+    *("price_in", "price_out", "max_cost"),
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -32,10 +46,12 @@ def arguments() -> argparse.Namespace:
     add("--evaluator", choices=["embedded", "openai"], default="embedded", help="who is measured")
     add("--rubric", help="a rubric file; default: configs/rubric.yaml")
     add("--model", help="model of the service (openai only)")
-    add("--base_url", help="address of the service; default: OpenAI's own")
+    for name in SERVICE:
+        of_section = ServiceSection.model_fields[name]
+        add(f"--{name}", help=f"{of_section.description} (openai only)")
+    add("--dry_run", action="store_true", help="print requests, tokens and cost, and call nobody")
     add("--ask", choices=["one", "together"], default="one", help="as score.ask (openai only)")
     add("--repeats", type=int, default=1, help="as score.repeats (openai only); >= 1")
-    add("--allow_remote", metavar="HOST", help="hosts that labelled texts may be sent to, a,b")
     add("--probes", type=int, default=40, help="prompts probed by order, padding, attacks; >= 1")
     add("--out", type=Path, default=Path("runs/judge_card"), help="folder of the card")
     args = parser.parse_args()
@@ -49,14 +65,25 @@ def main() -> None:
     args = arguments()
     service = None
     if args.evaluator == "openai" and args.model:
-        service = Service.allowed(args.model, args.base_url, args.allow_remote)
+        service = Service.allowed(args.model, {name: vars(args)[name] for name in SERVICE})
     labels = load_labels(args.data, load_rubric(Path(args.rubric or DEFAULT_RUBRIC)))
-    asking = Asking(args.ask, args.repeats, structured="auto")
-    # Without a ledger: a repeat that reads a stored answer would tell nothing.
-    evaluator = make_evaluator(args.evaluator, rubric=args.rubric, service=service, asking=asking)
+    ledger = args.out / LEDGER
+    evaluator = make_evaluator(
+        args.evaluator,
+        rubric=args.rubric,
+        service=service,
+        # A dry run makes no file.
+        ledger=ledger if ledger.is_file() or not args.dry_run else None,
+        offline=args.dry_run,
+        afresh=True,  # a repeat that gets the first answer would tell nothing
+        asking=Asking(args.ask, args.repeats, structured="auto"),
+    )
+    if args.dry_run:
+        print(card_plan_line(evaluator, labels, args.probes), flush=True)
+        return
     total = len(labels.replies) + asked(min(args.probes, len(labels.prompts)))
     print(f"{evaluator.name} is asked for at most {total * args.repeats} verdicts")
-    with Progress(total, "judge card", unit="replies") as bar:
+    with Progress(total, "judge card", unit="replies", note=live_note(evaluator)) as bar:
         card = make_card(
             evaluator,
             labels,

@@ -32,8 +32,8 @@ def main(argv: list[str]) -> None:
     if launch.world_size() > 1 or recipe.score.ask == "pairwise":
         raise UserError("refine works in one process and with grades (score.ask one or together)")
     adapter, number = lineage.start_adapter(recipe), recipe.round
-    names = ("refine", "candidates", "scores")
-    folder, sampled, scores = (runs.stage_folder(recipe, name, number) for name in names)
+    stages = ("refine", "candidates", "scores")
+    folder, sampled, scores = (runs.stage_folder(recipe, name, number) for name in stages)
     inputs = {name: sampled / f"{name}.jsonl" for name in ("prompts", "candidates")}
     inputs |= {"assessments": scores / "assessments.jsonl"} | lineage.base_input(recipe)
     inputs |= {"adapter": adapter} if adapter else {}
@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
             with runs.Progress(len(rows), "verdicts", note=live_note(evaluator)) as bar:
                 return score(evaluator, prompts, rows, bar.advance, partial=stage.path(PARTIAL))
 
-        result = Refiner(rewrite, judge, recipe.refine, recipe.pair).refine(
+        names = recipe.score.redact_names
+        result = Refiner(rewrite, judge, recipe.refine, recipe.pair, names).refine(
             read_rows(inputs["prompts"], Prompt),
             read_rows(inputs["candidates"], Candidate),
             read_rows(inputs["assessments"], Assessment),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from reward import figures
 from reward.agreement import agreement_lines, grade_of, lead, scores_of, to_level
+from reward.cases import draw_cases
 from reward.coefficients import chance_corrected, rank_correlation, weighted_kappa
 from reward.evaluator import Assessment
 from reward.figures import Figure, clustered, resampled, share_of
@@ -30,7 +31,6 @@ from reward.page import bar, write_card, written
 from reward.probes import (
     PADDING,
     asked,
-    draw_cases,
     injection_suite,
     load_attacks,
     order_lines,

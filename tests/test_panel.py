@@ -12,13 +12,14 @@ from test_asking import PRICES, Recording, rows
 
 from reward import rehearsal
 from reward.asking import Asking
+from reward.cases import Case
 from reward.confidence import repeat_noise, verdict_share, vote_share
 from reward.evaluator import Assessment, BulkEvaluator
 from reward.evaluators import make_evaluator, recipe_evaluator
 from reward.ledger import open_ledger
 from reward.offline import EmbeddedEvaluator
 from reward.panel import Panel
-from reward.probes import Case, order_lines
+from reward.probes import order_lines
 from reward.rehearsal import Call, Reply, completion
 from reward.remote import OpenAIEvaluator
 from reward.rubric import load_rubric
@@ -283,7 +284,7 @@ def card_lines(script: Recording, **asking: Any) -> dict[str, Any]:
     """What the judge card says of order, company and repeats, by the line's name."""
     with rehearsal.running(script) as url:
         service = Service("judge", url)
-        evaluator = make_evaluator("openai", rubric=None, service=service,
+        evaluator = make_evaluator("openai", rubric=None, service=service, afresh=True,
                                    asking=Asking(structured="auto", **asking))  # fmt: skip
         lines = order_lines(evaluator, case_of(6, 4), lambda count: None)
     return {line.name: line.evaluator.value for line in lines}

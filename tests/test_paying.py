@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -425,7 +426,7 @@ def test_an_expired_batch_keeps_its_part_and_the_rest_is_sent_again(path, fast_p
         made = batched(url, path, 16)
     assert [batch["status"] for batch in service.batches.values()] == ["expired"] * 4
     assert sum(a.scored for a in made) == 15  # 8 + 4 + 2 + 1
-    assert {a.unscored for a in made} == {None, "batch: batch_expired"}
+    assert {a.unscored for a in made} == {None, "batch: batch_expired (too late)"}
     assert max(service.asked.values()) == 4
 
 
@@ -433,7 +434,80 @@ def test_a_completed_batch_may_have_no_output_file(path, fast_polls):
     service = BatchService()
     service.share = 0.0
     with rehearsal.running(service) as url:
-        assert {a.unscored for a in batched(url, path, 4)} == {"batch: service: 500"}
+        assert {a.unscored for a in batched(url, path, 4)} == {"batch: service: 500 (oops)"}
+
+
+class Complaining(BatchService):
+    """Turns every row down with an error of its own, made from the row's text."""
+
+    def __init__(self, error: Callable[[str], dict[str, Any]], *, alone: bool = False) -> None:
+        super().__init__()
+        self.share, self.error, self.alone = 0.0, error, alone
+
+    def _advance(self, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = super()._advance(batch)
+        if name := batch.get("error_file_id"):
+            rows = map(json.loads, self.files[batch["input_file_id"]].splitlines())
+            told = []
+            for row in rows:
+                error = self.error(row["body"]["messages"][-1]["content"])
+                response = {"status_code": 400, "body": {"error": error}}
+                said = {"error": error} if self.alone else {"response": response}
+                told.append({"custom_id": row["custom_id"], **said})
+            self.files[name] = "\n".join(map(json.dumps, told)).encode()
+        return batch
+
+
+SECRET = "sk-of-the-batches-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("error", "alone", "reason"),
+    [
+        ({"type": "invalid_request_error", "message": "no such field: x"}, False,
+         "batch: service: 400 (invalid_request_error: no such field: x)"),
+        ({"code": "server_error", "message": "try later"}, True, "batch: server_error (try later)"),
+        ({"message": f"the key {SECRET} may not"}, False,
+         "batch: service: 400 (the key [key] may not)"),
+        ({"code": f"no {SECRET}", "message": SECRET}, True, "batch: no [key] ([key])"),
+        ({"message": "long " * 99}, False, "batch: service: 400 (" + "long " * 31 + "[...])"),
+        ({}, False, "batch: service: 400"),
+    ],
+)  # fmt: skip
+def test_a_row_that_fails_in_a_batch_says_why_in_the_services_words(
+    path, fast_polls, monkeypatch, error, alone, reason
+):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    with rehearsal.running(Complaining(lambda text: error, alone=alone)) as url:
+        assert {a.unscored for a in batched(url, path, 2)} == {reason}
+    assert not any(SECRET.encode() in file.read_bytes() for file in path.parent.iterdir())
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("known", [True, False])
+def test_what_a_person_wrote_is_in_no_reason_and_in_no_ledger(path, fast_polls, alone, known):
+    service = Complaining(lambda text: {"code": "bad", "message": f"not read: {text}"}, alone=alone)
+    with rehearsal.running(service) as url:
+        if not known:  # another run sent it, about other rows
+            service.polls, tick = 10**9, Stopping(service)
+            with pytest.raises(KeyboardInterrupt):
+                evaluator(url, path, batch=True).assess_all(*rows(8), tick)
+            service.polls = service.batches["batch-0"]["left"] = 1
+        made = batched(url, path, 3)
+    assert not any("sister" in str(a.unscored) for a in made)
+    assert all("repeats the request" in str(a.unscored) for a in made)
+    assert not any(b"sister" in file.read_bytes() for file in path.parent.iterdir())
+
+
+class Stopping:
+    """Stops a run that waits for its first batch."""
+
+    def __init__(self, service: BatchService) -> None:
+        self.service = service
+
+    def __call__(self, count: int) -> None:
+        if self.service.batches:
+            raise KeyboardInterrupt
 
 
 def test_a_refused_batch_stops_the_run(path, fast_polls):

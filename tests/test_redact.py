@@ -177,6 +177,15 @@ def test_no_name_ends_outside_its_text(name: str) -> None:
     assert len(hide(text, name)) == 2
 
 
+def test_a_full_name_is_one_placeholder_wherever_it_stands() -> None:
+    veil = Veil(by_rules)
+    veil.learn(["I'm Marit Holm and my sister Ida left."])
+    text = "Marit Holm saw Ida, Marit\nHolm waits, Marit and Holm, Marit Ida."
+    shown = "[NAME_1] saw [NAME_2], [NAME_1] waits, [NAME_1] and [NAME_1], [NAME_1] [NAME_2]."
+    assert veil.hide(text) == shown
+    assert veil.restore("[NAME_1] saw [NAME_2].") == "Marit Holm saw Ida."
+
+
 def test_what_was_taken_out_can_be_put_back() -> None:
     veil = Veil(by_rules)
     veil.learn(["I'm Marit (marit@example.org)."])

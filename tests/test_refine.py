@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reward import rehearsal
 from reward.evaluator import Assessment
 from reward.offline import EmbeddedEvaluator
 from reward.pairing import Pair, words
+from reward.redact import outgoing
 from reward.refine import FREE_LENGTH, Refiner, refined_pairs
 from reward.refine_report import Refined
-from sft.candidates import Candidate
+from reward.rehearsal import Call, Reply, completion
+from reward.replies import ServedPolicy
+from reward.service import Service
+from sft.candidates import Candidate, Sampling
 from sft.data import Prompt
 from sft.files import write_rows
 from sft.pair_settings import PairSection, RefineSection
+from sft.recipe import Recipe
 
 PROMPT = Prompt(
     "p", [{"role": "user", "content": "I cannot sleep."}], "t", "sleep", "none", "train"
@@ -287,3 +294,44 @@ def test_the_embedded_evaluator_prefers_a_reply_that_hears() -> None:
         .pairs
     )
     assert [pair.chosen[0]["content"] for pair in pairs] == [good]
+
+
+# --- names that a judge and a served policy do not see --------------------------------------------
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_names_in_a_critique_are_those_of_the_conversation_and_come_back(
+    turns: int, tmp_path: Path
+) -> None:
+    said = "I'm Marit Holm. My sister Ida left, and my name is grace to nobody."
+    reply = "Dear Ida, call Dr. Lund."  # who is named in the reply alone
+    critique = "[NAME_2] is not the person, [NAME_1] is. Marit is. [NAME_3]? [NAME_4] is new."
+    earlier = [{"role": "user", "content": "My brother Tom is here."},
+               {"role": "assistant", "content": "Tell me more."}]  # fmt: skip
+    messages = [*(earlier if turns > 1 else []), {"role": "user", "content": said}]
+    if turns > 1:  # Tom is the first of that conversation
+        critique = re.sub(r"\d", lambda m: str(int(m[0]) + 1), critique)
+    prompt = replace(PROMPT, messages=messages)
+    first = candidate(reply)
+    (shown,), (sent,) = outgoing(Service("j", "https://j.example/v1"), [prompt], [first])
+    judged = shown.messages[-1]["content"] + sent.text
+    assert all(name in judged for name in re.findall(r"\[NAME_\d\]", critique))
+    bodies: list[str] = []
+
+    def policy(call: Call) -> Reply:
+        bodies.append(" ".join(m["content"] for m in call.body["messages"]))
+        (mine,) = re.findall(r"about your answer:\n(.*)\n", call.body["messages"][-1]["content"])
+        return Reply(body=completion(mine, model="policy"))
+
+    with rehearsal.running(policy) as url:
+        generate = {"backend": "openai", "served_model": "policy", "base_url": url}
+        recipe = Recipe(run="t", generate=generate | {"redact_local": True})
+        served = ServedPolicy(recipe, None)
+        how = Sampling.of(recipe.generate, k=1, seed=1)
+        result = Refiner(
+            lambda prompts, number: served.replies(prompts, how, tmp_path).candidates,
+            Judge(lambda text: (0.5, True)), RefineSection(passes=1), PairSection(),
+        ).refine([prompt], [first], [assessment("c", 0.5, critique=critique)])  # fmt: skip
+    assert not any(name in bodies[0] for name in ("Marit", "Holm", "Ida", "Lund", "grace", "Grace"))
+    (made,) = result.candidates
+    assert made.text == "Ida is not the person, Marit Holm is. Marit Holm is. Grace? Lund is new."

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from reward import rehearsal
+from reward.evaluator import Assessment
+from reward.faults import storable
 from reward.rehearsal import Call, Reply
 from sft.candidates import Candidate
 from sft.data import Prompt
-from sft.files import write_rows
+from sft.files import read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "sk-canary-4f1c9b27e0d3a865b1c7"
@@ -26,7 +28,11 @@ SAID = "I-have-told-nobody-about-this"
 
 
 class Quoting:
-    """A service that quotes the key it was given, as some do, in its first answers."""
+    """A careless service: it sends back the key that it was given, wherever there is room for it.
+
+    In the first `times` answers as an error of that status, then in the answers themselves, once
+    with a character of it escaped.
+    """
 
     def __init__(self, status: int, times: int) -> None:
         self.status, self.left = status, times
@@ -34,11 +40,19 @@ class Quoting:
 
     def __call__(self, call: Call) -> Reply:
         self.keys.add(call.headers["authorization"])
-        if not self.left:
-            return rehearsal.judge(call)
-        self.left -= 1
-        told = f"Incorrect API key provided: {KEY}. You can find yours in the settings."
-        return Reply(self.status, {"error": {"message": told, "code": "x"}})
+        if self.left:
+            self.left -= 1
+            said = f"Incorrect API key provided: {KEY}. You can find yours in the settings."
+            error = {"message": said, "code": KEY, "type": f"key {KEY}", "param": KEY}
+            headers = {"location": f"https://elsewhere.example/v1?key={KEY}", "x-key": KEY}
+            return Reply(self.status, {"error": error}, headers)
+        said = {**rehearsal.verdict(call.body), "critique": f"Bearer {KEY} says hello."}
+        text = json.dumps(said)
+        if "sounds hard" in rehearsal.material(call.body):
+            text = text.replace("canary-", "canary\\u002d")
+        made = rehearsal.completion(text, model=f"judge {KEY}")
+        made |= {"id": KEY, "system_fingerprint": KEY}
+        return Reply(body=made, headers={"x-request-id": KEY})
 
 
 @dataclass
@@ -93,6 +107,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
 
 
 @pytest.fixture(scope="module")
+def sent_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    """A stage that ended because the service named another address."""
+    ran = score(tmp_path_factory.mktemp("sent-on"), Quoting(302, 9))
+    assert ran.done.returncode == 3, ran.done.stderr
+    yield ran
+
+
+@pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     """A stage that ended because the key was refused."""
     ran = score(tmp_path_factory.mktemp("refused"), Quoting(401, 9))
@@ -101,15 +123,18 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     yield ran
 
 
-def test_the_key_is_in_no_file_and_on_no_screen(finished: Ran, refused: Ran) -> None:
-    for ran in (finished, refused):
+def test_the_key_is_in_no_file_and_on_no_screen(finished: Ran, refused: Ran, sent_on: Ran) -> None:
+    for ran in (finished, refused, sent_on):
         names = {path.name for path in ran.files()}
         assert {"manifest.json", "ledger.sqlite"} <= names
         assert any(path.suffix == ".wandb" for path in ran.files())
         assert [path for path in ran.files() if KEY.encode() in path.read_bytes()] == []
         assert KEY not in ran.done.stdout + ran.done.stderr
         assert not any(KEY in word for word in ran.done.args)
-    assert "[key]" in refused.done.stderr  # it was quoted, and taken out
+    # It was quoted, and taken out.
+    assert "[key]" in refused.done.stderr and "[key]" in sent_on.done.stderr
+    made = read_rows(finished.scores / "assessments.jsonl", Assessment)
+    assert [each.critique for each in made] == ["Bearer [key] says hello."] * 2
 
 
 def test_the_manifest_repeats_the_command_without_the_key(finished: Ran) -> None:
@@ -131,9 +156,22 @@ def test_what_sqlite_holds_is_text_and_numbers_as_json_knows_them(finished: Ran)
         tables = [name for (name,) in ledger.execute("SELECT name FROM sqlite_master "
                                                      "WHERE type = 'table'")]  # fmt: skip
         rows = [row for table in tables for row in ledger.execute(f"SELECT * FROM {table}")]
+        models = {name for (name,) in ledger.execute("SELECT model FROM answers")}
         answers = [text for (text,) in ledger.execute("SELECT text FROM answers")]
     for row in rows:
         assert json.loads(json.dumps(row, allow_nan=False)) == list(row)
         kinds |= {type(value).__name__ for value in row}
     assert kinds <= {"str", "int", "float"}  # no bytes: nothing to unpickle
+    assert models == {"judge [key]"} and "u002d" not in "".join(answers)
     assert len(answers) == 2 and all(isinstance(json.loads(text), dict) for text in answers)
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "", "token-abc123", KEY])
+def test_only_what_can_be_a_secret_is_taken_out_of_answers(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    text = f"It feels EMPTY (\\u0041, {key})."
+    assert storable(text) == (text.replace(key, "[key]") if len(key) > 9 else text)
+    written = "".join(f"\\u{ord(c):04X}" for c in KEY)
+    assert storable(f'"{written}"') == ('"[key]"' if key == KEY else f'"{written}"')
