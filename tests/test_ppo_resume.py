@@ -207,36 +207,17 @@ class _Everything(list[Any]):
         return True
 
 
-@pytest.mark.slow
-def test_a_second_ctrl_c_between_any_two_lines_of_a_look_or_a_rollout(
-    begin, tmp_path, capsys, adapters
-):
-    """It does not wait: what was half done is done again, and nothing twice."""
+@pytest.mark.parametrize("last", [5, pytest.param(None, marks=pytest.mark.slow)])
+def test_a_second_ctrl_c_between_two_lines_of_a_look_or_a_rollout(begin, tmp_path, last):
+    """It does not wait: what was half done is done again, and nothing twice. In one run, before
+    each of the last lines, which change the run, or before all."""
     case = "lagrangian"
     whole = begin(case, tmp_path / "whole")
-    lines = interrupted(whole, None)
-    assert len(lines) > 60
-    for number, line in enumerate(lines):
-        home = tmp_path / str(number)
-        run = begin(case, home)
-        with pytest.raises(KeyboardInterrupt):
-            interrupted(run, line)
-        again = begin(case, home)
-        ppo_state.resume(again)
-        assert again.course.iteration == line[1]
-        again.run()
-        check_same(whole, again)
-
-
-def test_a_second_ctrl_c_after_the_look_or_the_lesson_is_made(begin, tmp_path):
-    """The lines that change the run, one after the other, in one run."""
-    case = "lagrangian"
-    whole = begin(case, tmp_path / "whole")
-    passed = interrupted(whole, None)
-    chosen = []
+    passed, chosen = interrupted(whole, None), []
     for name in ("_look", "_roll_out"):
         of_second = [line for line in passed if line[:2] == (name, 1)]
-        chosen += of_second[-5:]
+        assert len(of_second) > 15
+        chosen += of_second[-(last or 0) :]
     for line in chosen:
         run = begin(case, tmp_path / "cut")
         ppo_state.resume(run)
