@@ -86,12 +86,13 @@ class Ppo:
             bar.advance(course.iteration)
             while True:
                 # What is asked of others may end the run; where it is now is worth keeping.
-                with ppo_state.kept(self):
-                    if self._look_is_due():
+                if self._look_is_due():
+                    with ppo_state.kept(self):
                         self._look()
-                    if course.iteration == section.iterations or course.alarm is not None:
-                        break
-                    if course.lesson is None:
+                if course.iteration == section.iterations or course.alarm is not None:
+                    break
+                if course.lesson is None:
+                    with ppo_state.kept(self):
                         self._roll_out()
                 self._learn()
                 self._close()
@@ -100,6 +101,7 @@ class Ppo:
                 if last or (every and course.iteration % every == 0):
                     ppo_state.save(self)
                 self.boundary()
+            self.boundary()  # a signal amid the last look ends what comes after it, too
         if self.served is not None:
             self.served.close()
 

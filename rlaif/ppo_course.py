@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -79,6 +80,10 @@ class Course:
     start: list[Candidate] = field(default_factory=list)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     alarm: str | None = None
+
+    def kept(self) -> Course:
+        """A course that stays here while a look or a rollout moves this one."""
+        return replace(self, multiplier=copy(self.multiplier), looks=[*self.looks])
 
 
 def minibatches(section: PpoSection, prompts: int, iteration: int, seed: int) -> list[list[int]]:

@@ -75,11 +75,18 @@ def save(run: Ppo) -> None:
 
 @contextmanager
 def kept(run: Ppo) -> Iterator[None]:
-    """Save where the run is, if an evaluator, a judge or a signal ends it in here."""
+    """Save where the run was, if an evaluator, a judge or a signal ends it in a look or a rollout.
+
+    A second Ctrl-C may come between any two lines: what was half done by then is taken back.
+    """
+    stage, before = run.job.stage, run.course.kept()
+    metrics = _text_of(stage, METRICS)
     try:
         yield
     except (EvaluatorStopped, CheckFailed, KeyboardInterrupt, SystemExit):
         if PartialState().num_processes == 1:  # the others may be elsewhere
+            run.course = before
+            stage.rewind(metrics, stage.elapsed())
             save(run)
         raise
 
@@ -90,8 +97,7 @@ def _updates(run: Ppo) -> int:
 
 def pack(run: Ppo) -> dict[str, Any]:
     """Everything that a run goes on from."""
-    learner, course = run.learner, run.course
-    metrics = run.job.stage.path(METRICS)
+    learner, course, stage = run.learner, run.course, run.job.stage
     return {
         "weights": {name: value.detach() for name, value in learner.parameters.items()},
         "optimizer": learner.optimizer.state_dict(),
@@ -111,9 +117,15 @@ def pack(run: Ppo) -> dict[str, Any]:
         "best": course.best,
         "lesson": None if course.lesson is None else vars(course.lesson),
         "rollout": None if course.rollout is None else _of_rollout(run, course.rollout),
-        "metrics": metrics.read_text(encoding="utf-8") if metrics.is_file() else "",
-        "seconds": run.job.stage.elapsed(),
+        "metrics": _text_of(stage, METRICS),
+        "shown": _text_of(stage, ROLLOUTS),
+        "seconds": stage.elapsed(),
     }
+
+
+def _text_of(stage: Stage, name: str) -> str:
+    path = Path(stage.path(name))
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _of_rollout(run: Ppo, rollout: Rollout) -> dict[str, Any]:
@@ -126,6 +138,7 @@ def _of_rollout(run: Ppo, rollout: Rollout) -> dict[str, Any]:
         "texts": rollout.texts,
         "k": rollout.k,
         "temperature": rollout.temperature,
+        "left_out": rollout.left_out,
     }
 
 
@@ -143,6 +156,8 @@ def resume(run: Ppo) -> None:
     if told[0] is not None:
         unpack(run, told[0])
         stage.rewind(told[0]["metrics"], told[0]["seconds"])
+        if stage.is_main:  # what an earlier start left of it is gone
+            write_text(Path(stage.path(ROLLOUTS)), told[0]["shown"])
 
 
 @torch.no_grad()
@@ -174,7 +189,8 @@ def _rollout_of(run: Ppo, state: dict[str, Any]) -> Rollout:
     parts = state["tokens"].split(state["lengths"])
     replies = [Reply(ids.tolist(), ended) for ids, ended in zip(parts, state["ended"], strict=True)]
     asked = [run.asked[place] for place in state["asked"]]
-    return Rollout(asked, replies, state["texts"], state["k"], state["temperature"])
+    texts, k, temperature = state["texts"], state["k"], state["temperature"]
+    return Rollout(asked, replies, texts, k, temperature, state["left_out"])
 
 
 def show(

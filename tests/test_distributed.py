@@ -183,7 +183,8 @@ def test_two_processes_walk_all_stages(tmp_path):
 
 def ppo_flags(folder: Path, base: Path, *more: str) -> list[str]:
     """Short rollouts of a tiny model in the practice clinic, judged by the embedded evaluator."""
-    # An untrained model's letters read as an injection now and then: such a reply has no score.
+    # An untrained model's letters read as an injection now and then: such a reply has no score. It
+    # ends no reply either: with a price on that all safe ones are at the floor and teach nothing.
     settings = """
         --use_cpu --start_adapter none --score.max_unscored 0.5
         --model.dtype float32 --model.system_prompt none --model.max_length 256
@@ -191,6 +192,7 @@ def ppo_flags(folder: Path, base: Path, *more: str) -> list[str]:
         --ppo.prompts_per_iteration 8 --ppo.num_return_sequences 2 --ppo.num_mini_batches 2
         --ppo.batch_size 4 --ppo.per_device_train_batch_size 1 --ppo.n_validation 4
         --ppo.learning_rate 1e-3 --ppo.warmup_steps 0 --ppo.eval_every 1
+        --ppo.missing_eos_penalty 0
     """
     recipe = str(ROOT / "configs" / "quickstart.yaml")
     places = ["--config", recipe, "--runs_dir", str(folder), "--model.name_or_path", str(base)]

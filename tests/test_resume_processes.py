@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_distributed import launch
+from test_distributed import launch, ppo_flags
 from test_resume import metrics, same
 
 from sft.files import read_json, write_rows
@@ -101,6 +102,65 @@ def test_a_process_that_is_stopped_in_any_way_goes_on(model_folders, talks, tmp_
     assert last.returncode == 0
     assert "going on: " in said
     check_same(tmp_path, "whole", "cut")
+
+
+def shown(folder: Path) -> list[dict[str, object]]:
+    """The metrics of a run of PPO, looks among them, without what a clock says."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    clocks = ("time", "eps")
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k.split("/")[0] not in clocks} for row in rows]
+
+
+@pytest.mark.slow
+def test_ppo_that_is_stopped_in_any_way_goes_on(model_folders, tmp_path):
+    """Amid a rollout before there is a checkpoint, and later after one."""
+    script = [sys.executable, str(ROOT / "scripts" / "ppo.py")]
+
+    def command(run: str, *more: str) -> list[str]:
+        settings = ("--iterations", "5", "--save_every", "1", "--safety", "lagrangian")
+        settings += ("--ppo.value", "adapter", "--kl_target", "0.5", "--kl_horizon", "100")
+        return [
+            *script,
+            *ppo_flags(tmp_path, model_folders["llama"], *settings, "--run", run, *more),
+        ]
+
+    whole = start(command("whole"), tmp_path)
+    said, _ = whole.communicate(timeout=200)
+    assert whole.returncode == 0, said[-3000:]
+    cut = tmp_path / "cut" / "ppo"
+    saved = cut / "checkpoints"
+    for place, number, code in (
+        (cut / "metrics.jsonl", signal.SIGKILL, -9),  # the first look is made
+        (saved / "step-00000007", signal.SIGKILL, -9),
+        (saved / "step-00000014", signal.SIGTERM, 143),
+        (saved / "step-00000021", signal.SIGINT, 130),
+        (saved / "step-00000028", signal.SIGKILL, -9),
+    ):
+        process = start(command("cut"), tmp_path)
+        wait_for(place, process)
+        time.sleep(0.1)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=100)
+        assert process.returncode == code, said[-3000:]
+        assert ("resumed: " in said) == (place.name > "step-00000007"), said[-3000:]
+        assert "Traceback" not in said
+        assert ("stopping after this step" in said) == (code > 0)
+    other = start(command("cut", "--ppo.lam", "0.5"), tmp_path)
+    said, _ = other.communicate(timeout=100)
+    assert other.returncode == 4
+    assert "ppo.lam: 1.0 there, 0.5 now" in said
+    last = start(command("cut"), tmp_path)
+    said, _ = last.communicate(timeout=200)
+    assert last.returncode == 0, said[-3000:]
+    assert "resumed: " in said
+    folders = [tmp_path / run / "ppo" for run in ("whole", "cut")]
+    assert same(*(load_file(each / "adapter" / "adapter_model.safetensors") for each in folders))
+    assert shown(folders[0]) == shown(folders[1])
+    replies = [(each / "rollouts.jsonl").read_text(encoding="utf-8") for each in folders]
+    assert replies[0] == replies[1] != ""
+    summaries = [read_json(each / "manifest.json")["summary"] for each in folders]
+    assert summaries[0] == summaries[1]
 
 
 @pytest.fixture(scope="module")
