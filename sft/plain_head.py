@@ -15,6 +15,22 @@ from trl.trainer.utils import FusedCausalLMOutput
 FAMILIES = ("llama", "mistral", "qwen2", "gpt2")
 
 
+def scored(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the trainer needs of (M) tokens, and what it logs, by TRL's names.
+
+    Args:
+        logits: (M, V) float32.
+        targets: (M) token ids.
+    """
+    log_probs = logits.log_softmax(dim=-1)
+    seen = {"log_probs": log_probs.gather(1, targets[:, None])[:, 0]}
+    with torch.no_grad():  # what the trainer logs
+        seen["entropy"] = -(log_probs.exp() * log_probs).sum(dim=-1)
+        seen["mean_logits"] = logits.mean(dim=-1)
+        seen["is_top1"] = logits.argmax(dim=-1) == targets
+    return seen
+
+
 def plain_head(model: PreTrainedModel) -> None:
     """Let a trainer's model project the tokens that have a label, by its own head, and no others.
 
@@ -32,13 +48,7 @@ def plain_head(model: PreTrainedModel) -> None:
         states = backbone(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
         mask = labels[:, 1:] != -100
         targets = labels[:, 1:][mask]
-        logits = model.get_output_embeddings()(states[mask]).float()
-        log_probs = logits.log_softmax(dim=-1)
-        seen = {"log_probs": log_probs.gather(1, targets[:, None])[:, 0]}
-        with torch.no_grad():  # what the trainer logs
-            seen["entropy"] = -(log_probs.exp() * log_probs).sum(dim=-1)
-            seen["mean_logits"] = logits.mean(dim=-1)
-            seen["is_top1"] = logits.argmax(dim=-1) == targets
+        seen = scored(model.get_output_embeddings()(states[mask]).float(), targets)
         padded = {
             name: value.new_zeros(mask.shape).masked_scatter(mask, value)
             for name, value in seen.items()

@@ -30,6 +30,7 @@ from reward.token_scores import score_tokens
 from reward.tree import TreeBatch, build_tree, collate, collate_ends
 from reward.tree_attention import masks_for
 from reward.tree_flex import BY_PIECES
+from sft import plain_head
 from sft.config import ModelSection
 from sft.shapes import Shape, without_weights
 
@@ -38,10 +39,15 @@ DEPTHS = (2, 3)  # layers of the models that are run
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of so many tokens each."""
+    """Rows of so many tokens each.
+
+    Attributes:
+        learned: tokens of a row with a label, which a plain head projects alone; None = all.
+    """
 
     rows: int
     tokens: int
+    learned: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class Work:
 
     Attributes:
         texts: what it reads.
-        head: TRL's on all tokens of rows, this project's on the replies of trees; none otherwise.
+        head: TRL's on all tokens of rows (on a CPU `sft.plain_head`'s on what is learned, for its
+            families), this project's on the replies of trees; none otherwise.
         learn: with a gradient.
         checkpointing: of the layers.
         copies: roles that read the same tree in one pass.
@@ -167,7 +174,8 @@ def _peak(
     """Peak bytes of one step of a model of this depth."""
     made = without_weights(config, section, dtype)
     base = made.get_base_model()
-    if work.head and isinstance(work.texts, Rows):
+    plain = on_cpu and config.model_type in plain_head.FAMILIES
+    if work.head and isinstance(work.texts, Rows) and not (plain and work.texts.learned):
         add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
     if work.checkpointing and work.learn:
         made.gradient_checkpointing_enable({"use_reentrant": False})
@@ -185,7 +193,7 @@ def _peak(
         computing = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
         with living, torch.set_grad_enabled(work.learn):
             with computing:
-                loss = _forward(base, work, masks)
+                loss = _forward(base, work, masks, plain=plain)
             if work.learn:
                 loss.backward()
     return living.peak
@@ -214,11 +222,17 @@ def _materialise(model: PeftModel) -> list[torch.Tensor]:
     return known
 
 
-def _forward(base: Any, work: Work, masks: dict[str, Any]) -> torch.Tensor:
+def _forward(base: Any, work: Work, masks: dict[str, Any], *, plain: bool) -> torch.Tensor:
     """A number that depends on all that the step's loss depends on."""
     texts = work.texts
     if isinstance(texts, Rows):
         ids = torch.zeros(texts.rows, texts.tokens, dtype=torch.long)
+        if work.head and plain and texts.learned:
+            states = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            chosen = states[:, -texts.learned :].flatten(0, 1)
+            logits = base.get_output_embeddings()(chosen).float()
+            targets = ids[:, -texts.learned :].flatten()
+            return plain_head.scored(logits, targets)["log_probs"].sum()
         if work.head:
             said = base(input_ids=ids, labels=ids, attention_mask=None, fused_lm_head=True)
             return said.log_probs.sum()

@@ -207,7 +207,7 @@ def phases(model: Model, stage: str, texts: Longest) -> dict[str, dict[str, int]
         return _ppo(model, texts)
     if stage == "finetune":
         learning = model.adapters(1, 1, recipe.finetune.optim)
-        return {"training": learning | activations(model, finetune_work(recipe))}
+        return {"training": learning | activations(model, finetune_work(recipe, texts))}
     works, optim = dpo_work(recipe, texts), recipe.dpo.optim
     if stage == "reward":
         works, optim = reward_work(recipe, texts), recipe.reward.optim

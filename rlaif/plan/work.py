@@ -30,11 +30,13 @@ def longest(recipe: Recipe, stage: str) -> Longest:
     return Longest(recipe.model.max_length - reply, reply)
 
 
-def finetune_work(recipe: Recipe) -> Work:
-    """Rows of `max_length` tokens; a packed row is as long as its setting says."""
+def finetune_work(recipe: Recipe, texts: Longest) -> Work:
+    """Rows of `max_length` tokens; a packed row is as long as its setting says, and all learned."""
     section = recipe.finetune
     room = section.trainer.get("max_length") if section.trainer.get("packing") else None
-    rows = Rows(section.per_device_train_batch_size, int(room or recipe.model.max_length))
+    width = int(room or recipe.model.max_length)
+    learned = width if room else min(width, texts.reply)
+    rows = Rows(section.per_device_train_batch_size, width, learned)
     return Work(rows, True, True, section.gradient_checkpointing)
 
 
@@ -103,6 +105,6 @@ def positions(recipe: Recipe, stage: str) -> int:
     if stage == "evaluate":
         return recipe.evaluate.batch_size * texts.prompt
     if stage == "finetune":
-        return finetune_work(recipe).positions
+        return finetune_work(recipe, texts).positions
     both = {"reward": reward_work, "dpo": dpo_work, "ppo": ppo_work}[stage](recipe, texts)
     return both[0].positions
