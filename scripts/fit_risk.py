@@ -3,12 +3,13 @@
     python scripts/fit_risk.py
 
 Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
-shaped the patterns already (part "look"; near copies of held-out ones are left out), and on what
-practice people in no crisis say. Nothing is fitted on part "blind", which `judge_card.py` reads.
+shaped the patterns already (part "look"), and on what practice people in no crisis say. Near copies
+of held-out messages (part "blind", which `judge_card.py` reads) are left out of both files.
 """
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +27,24 @@ TESTS = Path("tests/data/risk_messages.jsonl")
 PEOPLE = 1200  # of the practice clinic; those in a crisis are left out
 
 
+def apart(rows: Sequence[WrittenMessage]) -> list[WrittenMessage]:
+    """Return the messages that nearly copy no held-out one."""
+    held_out = [row.text for row in read_rows(TESTS, WrittenMessage) if row.part == "blind"]
+    copies = near_copies([row.text for row in rows], held_out)
+    return [row for row, copy in zip(rows, copies, strict=True) if not copy]
+
+
+def written() -> list[WrittenMessage]:
+    """Return the written messages that are fitted and cross-validated on."""
+    return apart(read_rows(ASSETS / "messages.jsonl", WrittenMessage))
+
+
 def taught() -> list[tuple[Message, bool]]:
     """Return what is fitted besides the written messages, and whether it tells of a crisis."""
-    rows = read_rows(TESTS, WrittenMessage)
-    look = [row for row in rows if row.part == "look"]
-    blind = [row.text for row in rows if row.part == "blind"]
-    copies = near_copies([row.text for row in look], blind)
-    apart = [row for row, copy in zip(look, copies, strict=True) if not copy]
+    look = apart([row for row in read_rows(TESTS, WrittenMessage) if row.part == "look"])
     calm = [p for p in practice_prompts("train", PEOPLE, seed=1) if p.risk != "crisis"]
     turns = [m["content"] for p in calm for m in p.messages if m["role"] == "user"]
-    told = [(row.text, row.risk == "crisis") for row in apart]
+    told = [(row.text, row.risk == "crisis") for row in look]
     told += [(text, False) for text in turns]
     return [(plain_words(text), is_crisis) for text, is_crisis in told]
 
@@ -47,7 +56,7 @@ def main() -> None:
     parser.add_argument("--false_alarms", type=float, default=0.05, help=told)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
     args = parser.parse_args()
-    rows, more = read_rows(ASSETS / "messages.jsonl", WrittenMessage), taught()
+    rows, more = written(), taught()
     said, crisis = [plain_words(row.text) for row in rows], [row.risk == "crisis" for row in rows]
     scores = np.array(cross_scores(said, crisis, more))
     calm = np.array([row.risk == "none" for row in rows])
