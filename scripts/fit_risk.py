@@ -3,9 +3,9 @@
     python scripts/fit_risk.py
 
 Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
-shaped the patterns already (part "look"), and on what people in no crisis say at the practice clinic and in
-the project's demonstrations. Near copies of held-out messages (part "blind", which `judge_card.py`
-reads) are left out of both files.
+shaped the patterns already (part "look"), and on what people in no crisis say at the practice
+clinic and in the project's demonstrations. Near copies of held-out messages (part "blind", which
+`judge_card.py` reads) are left out of both files.
 """
 
 import argparse
