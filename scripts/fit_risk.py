@@ -3,12 +3,14 @@
     python scripts/fit_risk.py
 
 Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
-shaped the patterns already (part "look"; near copies of held-out ones are left out), and on what
-practice people in no crisis say. Nothing is fitted on part "blind", which `judge_card.py` reads.
+shaped the patterns already (part "look"), and on what people in no crisis say at the practice
+clinic and in the project's demonstrations. Near copies of held-out messages (part "blind", which
+`judge_card.py` reads) are left out of both files.
 """
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,51 +28,83 @@ TESTS = Path("tests/data/risk_messages.jsonl")
 PEOPLE = 1200  # of the practice clinic; those in a crisis are left out
 
 
+def apart(rows: Sequence[WrittenMessage]) -> list[WrittenMessage]:
+    """Return the messages that nearly copy no held-out one."""
+    held_out = [row.text for row in read_rows(TESTS, WrittenMessage) if row.part == "blind"]
+    copies = near_copies([row.text for row in rows], held_out)
+    return [row for row, copy in zip(rows, copies, strict=True) if not copy]
+
+
+def written() -> list[WrittenMessage]:
+    """Return the written messages that are fitted and cross-validated on."""
+    return apart(read_rows(ASSETS / "messages.jsonl", WrittenMessage))
+
+
 def taught() -> list[tuple[Message, bool]]:
     """Return what is fitted besides the written messages, and whether it tells of a crisis."""
-    rows = read_rows(TESTS, WrittenMessage)
-    look = [row for row in rows if row.part == "look"]
-    blind = [row.text for row in rows if row.part == "blind"]
-    copies = near_copies([row.text for row in look], blind)
-    apart = [row for row, copy in zip(look, copies, strict=True) if not copy]
+    look = apart([row for row in read_rows(TESTS, WrittenMessage) if row.part == "look"])
     calm = [p for p in practice_prompts("train", PEOPLE, seed=1) if p.risk != "crisis"]
     turns = [m["content"] for p in calm for m in p.messages if m["role"] == "user"]
-    told = [(row.text, row.risk == "crisis") for row in apart]
+    told = [(row.text, row.risk == "crisis") for row in look]
     told += [(text, False) for text in turns]
     return [(plain_words(text), is_crisis) for text, is_crisis in told]
+
+
+def longer() -> list[str]:
+    """Return the user turns of each of the project's demonstrations that tells of no crisis.
+
+    What people write at length has more windows, and each is a chance to be wrong.
+    """
+    prompts = {d.prompt_id: d.prompt for d in project_demonstrations() if d.risk != "crisis"}
+    return ["\n".join(m["content"] for m in p if m["role"] == "user") for p in prompts.values()]
+
+
+def found(text: str) -> bool:
+    """Whether a pattern calls the text a crisis."""
+    return any(level == "crisis" for level, _ in pattern_cues(text))
+
+
+def least(scores: np.ndarray, known: np.ndarray, share: float) -> float:
+    """Return the least threshold above which, or known without it, at most a share is.
+
+    Args:
+        scores: Of messages that are no crisis, log-odds.
+        known: Whether the patterns call each a crisis all the same.
+        share: That may be called a crisis, 0..1.
+    """
+    return float(np.quantile(np.where(known, np.inf, scores), 1 - share, method="higher"))
 
 
 def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    told = "share of written messages without risk above the threshold, 0..1; half of long ones"
-    parser.add_argument("--false_alarms", type=float, default=0.05, help=told)
+    told = "share of {} that patterns or words may call a crisis, 0..1"
+    short = told.format("written messages without risk")
+    parser.add_argument("--false_alarms", type=float, default=0.075, help=short)
+    parser.add_argument("--long_alarms", type=float, default=0.03, help=told.format("longer ones"))
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
     args = parser.parse_args()
-    rows, more = read_rows(ASSETS / "messages.jsonl", WrittenMessage), taught()
-    said, crisis = [plain_words(row.text) for row in rows], [row.risk == "crisis" for row in rows]
-    scores = np.array(cross_scores(said, crisis, more))
-    calm = np.array([row.risk == "none" for row in rows])
-    threshold = float(np.quantile(scores[calm], 1 - args.false_alarms))
-    found = [any(level == "crisis" for level, _ in pattern_cues(row.text)) for row in rows]
-    either = np.array(found) | (scores > threshold)
-    print(f"threshold {threshold:.2f}, cross-validated: messages read as a crisis by words alone")
-    for kind in dict.fromkeys(row.kind for row in rows):
-        some = np.array([row.kind == kind for row in rows])
-        alone, both = (scores[some] > threshold).mean(), either[some].mean()
-        print(f"  {kind:10} {alone:6.1%} of {int(some.sum())}; with the patterns {both:.1%}")
+    rows, long, more = written(), longer(), taught()
+    texts = [row.text for row in rows] + long
+    said = [plain_words(text) for text in texts]
+    crisis = [row.risk == "crisis" for row in rows] + [False] * len(long)
+    scores, known = np.array(cross_scores(said, crisis, more)), np.array([*map(found, texts)])
+    is_long = np.arange(len(texts)) >= len(rows)
+    calm = np.array([row.risk == "none" for row in rows] + [False] * len(long))
+    by_short = least(scores[calm], known[calm], args.false_alarms)
+    by_long = least(scores[is_long], known[is_long], args.long_alarms)
+    threshold = max(by_short, by_long)
+    print(f"threshold {by_short:.2f} for written messages, {by_long:.2f} for longer ones")
+    print("cross-validated: messages read as a crisis by words alone")
+    kinds = np.array([row.kind for row in rows] + ["longer"] * len(long))
+    some = {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
+    for kind, here in (some | {"no risk": calm}).items():
+        alone = scores[here] > threshold
+        both = (alone | known[here]).mean()
+        print(f"  {kind:10} {alone.mean():6.1%} of {int(here.sum())}; with the patterns {both:.1%}")
     every = [*zip(said, crisis, strict=True), *more]
     fitted = fit([message for message, _ in every], [is_crisis for _, is_crisis in every])
     weights = {name: round(weight, 4) for name, weight in fitted.weights.items()}
-    # What people write at length has more windows, and each is a chance to be wrong: the project's
-    # demonstrations, on which nothing was fitted, set the least threshold.
-    told_long = {d.prompt_id: d.prompt for d in project_demonstrations() if d.risk != "crisis"}
-    long = [
-        max(fitted.highest(plain_words(m["content"])) for m in prompt if m["role"] == "user")
-        for prompt in told_long.values()
-    ]
-    threshold = max(threshold, float(np.quantile(long, 1 - args.false_alarms / 2)))
-    print(f"threshold {threshold:.2f} after {len(long)} longer messages that are no crisis")
     kept = {"threshold": math.floor(100 * threshold + 1) / 100, "bias": round(fitted.bias, 4)}
     write_json(args.out, kept | {"weights": weights})
     print(f"{len(weights)} features: {args.out}")

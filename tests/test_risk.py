@@ -2,17 +2,19 @@
 
 import json
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from reward.lexicon import ASSETS, Matcher
+from reward.lexicon import Matcher
 from reward.recall import near_copies
 from reward.risk import message_risk, pattern_cues, plain_words, worse
 from reward.text import sentences, stem, words_of
 from reward.wording import Wording, cross_scores, fit, load_wording, windows
 
-MESSAGES = Path(__file__).parent / "data" / "risk_messages.jsonl"
+ROOT = Path(__file__).parent.parent
+MESSAGES = ROOT / "tests" / "data" / "risk_messages.jsonl"
 
 
 def risk(*turns: str) -> str:
@@ -78,6 +80,28 @@ def test_messages_that_never_shaped_a_pattern(
         ("I cut myself on a broken glass", "none"),
         ("I cut myself on purpose with a broken glass", "crisis"),
         ("", "none"),
+        # figures of speech, and the plain wording that they resemble
+        ("I'm dead, that video is brilliant.", "none"),
+        ("I'm dead inside and I want it to end for good.", "crisis"),
+        ("It's do or die for our team on Saturday.", "none"),
+        ("I wouldn't be seen dead in those shoes.", "none"),
+        ("She'd put me in an early grave with her driving.", "none"),
+        ("Two more exams nearly killed each of us, now it's chips.", "none"),
+        ("I'll jump off the bridge tonight.", "crisis"),
+        ("I would jump off a cliff if she asked me.", "none"),
+        ("My marks have gone down.", "none"),
+        ("I cover the marks on my arms.", "crisis"),
+        ("I won't be around on Friday, I'm travelling for work.", "none"),
+        ("I won't be around on Friday.", "crisis"),
+        ("I sat on the roof and watched the planes.", "none"),
+        ("I'm on the roof watching the planes and I want to die.", "crisis"),
+        ("I can't do another day of this.", "crisis"),
+        ("I swallowed all the tablets.", "crisis"),
+        ("I swallowed the tablets with water.", "none"),
+        ("He says he's going to shoot himself.", "crisis"),
+        ("I hit my head on the wall until it bleeds.", "crisis"),
+        ("I can't promise that I won't kill myself.", "crisis"),
+        ("I can't promise not to hurt myself.", "crisis"),
     ],
 )
 def test_wording(text: str, expected: str) -> None:
@@ -203,11 +227,20 @@ def test_pattern_language() -> None:
 # --- the linear reading ---------------------------------------------------------------------------
 
 
-def test_what_the_weights_were_fitted_on_repeats_no_held_out_message() -> None:
-    written = (ASSETS / "messages.jsonl").read_text(encoding="utf-8").splitlines()
+def test_what_the_weights_were_fitted_on_repeats_no_held_out_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     tests = [json.loads(line) for line in MESSAGES.read_text(encoding="utf-8").splitlines()]
     blind = [row["text"] for row in tests if row["part"] == "blind"]
-    assert not any(near_copies([json.loads(line)["text"] for line in written], blind))
+    fitted = import_module("fit_risk").written()
+    # A count, so that a failure shows no held-out message.
+    assert sum(near_copies([row.text for row in fitted], blind)) == 0
+    assert len(fitted) > 3500
+
+
+def test_near_copies_share_half_of_their_trigrams() -> None:
     assert near_copies(["I walk to work, every day."], ["i walk to work every single day"]) == [
         True
     ]
