@@ -32,10 +32,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-6'
+        'embedded-7'
     """
 
-    name = "embedded-6"
+    name = "embedded-7"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.

@@ -81,7 +81,7 @@ def main() -> None:
     told = "share of {} that patterns or words may call a crisis, 0..1"
     short = told.format("written messages without risk")
     parser.add_argument("--false_alarms", type=float, default=0.075, help=short)
-    parser.add_argument("--long_alarms", type=float, default=0.03, help=told.format("longer ones"))
+    parser.add_argument("--long_alarms", type=float, default=0.05, help=told.format("longer ones"))
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
     args = parser.parse_args()
     rows, long, more = written(), longer(), taught()
