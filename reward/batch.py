@@ -30,7 +30,7 @@ from sft.files import EvaluatorStopped
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # the service's own limits for a file
 ROUNDS = 4  # batches that a request may be in before it stays without an answer
 RETRIES = 5  # of a call that sends a file or asks how a batch is
-MOST_SAID = 160  # characters of a service's own words in a reason
+MOST_SAID, MOST_CODE = 160, 40  # characters of a service's own words, of its code, in a reason
 TICK_S = 0.2
 POLL_S = 30.0
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -279,8 +279,10 @@ def _outcome(line: bytes, asked: str) -> tuple[Answer | Failure, str]:
     if isinstance(response, dict) and response.get("status_code") == 200:
         return refusal(key, read_body(key, response.get("body"), asked), asked), key
     if isinstance(error, dict):
-        outcome, said = (short(str(error.get(name) or "")) for name in ("code", "message"))
-        return Failure("transient", outcome or "failed", said), key
+        # A code is a word; what else stands there may be what a person wrote.
+        code = str(error.get("code") or "")
+        outcome = code if code.isidentifier() and len(code) <= MOST_CODE else "failed"
+        return Failure("transient", outcome, short(str(error.get("message") or ""))), key
     response = response if isinstance(response, dict) else {}
     body = response.get("body")
     told = body.get("error") if isinstance(body, dict) else None

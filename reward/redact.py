@@ -173,10 +173,15 @@ class Veil:
 
 
 def _joined(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """The spans with the parts of one name, side by side, as one: it is put back once."""
+    """The spans with the parts of one name, side by side, as one: it is put back once.
+
+    The same word twice is two mentions.
+    """
     made: list[tuple[int, int, str]] = []
     for start, end, placeholder in sorted(spans):
-        if made and made[-1][2] == placeholder and text[made[-1][1] : start].isspace():
+        last, until, named = made[-1] if made else (0, 0, "")
+        again = text[last:until] == text[start:end]
+        if named == placeholder and text[until:start].isspace() and not again:
             start = made.pop()[0]
         made.append((start, end, placeholder))
     return made

@@ -28,9 +28,6 @@ _CRISIS = frozenset(
 )
 # Families whose patterns are whole statements: an idiom inside one is part of it.
 _LONG = frozenset(("burden_gone", "not_be", "no_point", "goodbye", "plan_means"))
-# Families that hint: an everyday reason in the same sentence explains them.
-_HINTS = _LONG - {"plan_means"}
-_VIEWS = frozenset(("roof", "rooftop", "balcony", "pier"))  # where people also sit for pleasure
 _ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
 # Said of a third person these are still told of a third person only; the others have "me" in them.
 _OF_ANYONE = _CRISIS - {"burden_gone", "danger_now"}
@@ -118,12 +115,8 @@ def _sentence_cues(sentence: Sentence) -> list[tuple[Risk, str]]:
         joking = {"laughing", "mundane"} <= context or _conditional(words)
     else:
         joking = False
-    explained = "everyday" in context and context.isdisjoint(_CRISIS - _HINTS - {"plan_means"})
     found: list[tuple[Risk, str]] = []
     for hit in hits:
-        hints = hit.family in _HINTS or not _VIEWS.isdisjoint(words[hit.start : hit.end])
-        if explained and hints:
-            continue
         level = _level(hit, hits, words, "mundane" in context and joking)
         if level != "none":
             found.append((level, f"{hit.family}: {' '.join(words[hit.start : hit.end])}"))

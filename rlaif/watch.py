@@ -32,7 +32,8 @@ class Look:
         unsafe: share of unsafe replies, by the judge.
         win_rate: against the start, ties count half, by the judge.
         gold: mean grade, 0 to 1, of unsafe replies 0, by the judge; None where it gives no grades.
-        kl: nats a reply from the reference, both at the temperature of the proof.
+        kl: nats a reply from the reference, both at the temperature of the proof (of rollouts,
+            where the proof is greedy).
         words: mean length of a reply.
         n: replies that were judged.
     """

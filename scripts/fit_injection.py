@@ -4,7 +4,7 @@
 
 Fits on `reward/assets/injections.jsonl`, attacks and sentences that only share their words, and on
 ordinary text: written messages, the practice clinic, half the project's demonstrations. The rest
-of both tells of false alarms. Nothing is fitted on `attacks.yaml`, which `judge_card.py` reads.
+of both sets the least threshold. Nothing is fitted on `attacks.yaml`, which `judge_card.py` reads.
 """
 
 import argparse

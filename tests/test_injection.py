@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import yaml
 
 from reward.injection import WEIGHTS, WrittenText, judge_directed, kinds_of_words, patterns_find
 from reward.lexicon import ASSETS
+from reward.recall import near_copies
 from reward.wording import fit, load_wording, windows
 from sft.curate import project_rows
 from sft.files import read_rows
@@ -82,3 +84,7 @@ def test_what_the_weights_are_fitted_on() -> None:
     attacks = [row for row in rows if row.directed]
     assert len(attacks) >= 500 and len({row.family for row in attacks}) >= 30
     assert len(rows) - len(attacks) >= 350
+    kept = yaml.safe_load((ASSETS / "attacks.yaml").read_text(encoding="utf-8"))
+    blind = [t for place in kept.values() for family in place.values() for t in family["blind"]]
+    # A count, so that a failure shows no text of the test.
+    assert sum(near_copies([row.text for row in rows], blind)) == 0

@@ -469,7 +469,7 @@ SECRET = "sk-of-the-batches-0123456789"
         ({"code": "server_error", "message": "try later"}, True, "batch: server_error (try later)"),
         ({"message": f"the key {SECRET} may not"}, False,
          "batch: service: 400 (the key [key] may not)"),
-        ({"code": f"no {SECRET}", "message": SECRET}, True, "batch: no [key] ([key])"),
+        ({"code": f"no {SECRET}", "message": SECRET}, True, "batch: failed ([key])"),
         ({"message": "long " * 99}, False, "batch: service: 400 (" + "long " * 31 + "[...])"),
         ({}, False, "batch: service: 400"),
     ],
@@ -486,7 +486,8 @@ def test_a_row_that_fails_in_a_batch_says_why_in_the_services_words(
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("known", [True, False])
 def test_what_a_person_wrote_is_in_no_reason_and_in_no_ledger(path, fast_polls, alone, known):
-    service = Complaining(lambda text: {"code": "bad", "message": f"not read: {text}"}, alone=alone)
+    words = {"code": "my sister", "message": "not read: {}"}
+    service = Complaining(lambda text: {k: v.format(text) for k, v in words.items()}, alone=alone)
     with rehearsal.running(service) as url:
         if not known:  # another run sent it, about other rows
             service.polls, tick = 10**9, Stopping(service)

@@ -23,6 +23,7 @@ from test_reward_model import reward_model
 from rlaif import ppo, ppo_state, ppo_update
 from rlaif.ppo_update import Learner
 from sft import checkpoints
+from sft.candidates import Sampling
 from sft.files import CheckFailed, EvaluatorStopped, ResultExists, StorageError
 from sft.training_state import load_state
 
@@ -127,9 +128,9 @@ class Stops:
                 run.stop.number = signal.SIGTERM
             boundary(run)
 
-        def sampling(run: ppo.Ppo, asked: Any, k: int, purpose: str) -> Any:
-            self.purpose = purpose
-            made = draw(run, asked, k, purpose)
+        def sampling(run: ppo.Ppo, asked: Any, how: Sampling) -> Any:
+            self.purpose = "look" if asked is run.held_out else "rollout"
+            made = draw(run, asked, how)
             self.purpose = "between"
             return made
 

@@ -184,6 +184,7 @@ def test_a_full_name_is_one_placeholder_wherever_it_stands() -> None:
     shown = "[NAME_1] saw [NAME_2], [NAME_1] waits, [NAME_1] and [NAME_1], [NAME_1] [NAME_2]."
     assert veil.hide(text) == shown
     assert veil.restore("[NAME_1] saw [NAME_2].") == "Marit Holm saw Ida."
+    assert veil.hide("I miss Marit\nMarit said") == "I miss [NAME_1]\n[NAME_1] said"
 
 
 def test_what_was_taken_out_can_be_put_back() -> None:

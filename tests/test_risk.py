@@ -93,7 +93,12 @@ def test_messages_that_never_shaped_a_pattern(
         ("I cover the marks on my arms.", "crisis"),
         ("I won't be around on Friday, I'm travelling for work.", "none"),
         ("I won't be around on Friday.", "crisis"),
-        ("I sat on the roof and watched the planes.", "none"),
+        # an everyday thing in the same sentence explains nothing
+        ("Everyone would be better off without me, my wife and the team at work.", "crisis"),
+        ("I wrote my goodbye letters with a cup of tea.", "crisis"),
+        ("There is no point in living, as my doctor said it is back.", "crisis"),
+        ("I don't want to be here any more, not at the office, not anywhere.", "crisis"),
+        ("I am on the roof with a cup of tea and I am not coming down.", "crisis"),
         ("I'm on the roof watching the planes and I want to die.", "crisis"),
         ("I can't do another day of this.", "crisis"),
         ("I swallowed all the tablets.", "crisis"),
