@@ -331,6 +331,34 @@ def test_whatever_ends_the_asking_is_told_to_the_other_processes(
         by_evaluator(None, rollout, "x")
 
 
+@pytest.mark.parametrize("error", [CheckFailed, StorageError, EvaluatorStopped])
+def test_whatever_ends_a_look_is_told_to_the_other_processes(
+    model_folders, start, tmp_path, monkeypatch, error
+):
+    class Failing(EvaluatorJudge):
+        def judge(self, prompt, candidate):
+            raise error("that is why")
+
+    told: list[object] = []
+    monkeypatch.setattr(ppo_reward, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(ppo_reward, "broadcast_object_list", told.extend)
+    roles = Roles(recipe_for(model_folders["llama"], tmp_path), start, None, 1.0)
+    rollout = sample(roles, asked(roles), Sampling(1, 1.0, 1.0, 6, 6, 0), lambda _: None)
+    said, ours = listen(roles, rollout, 2), ppo_reward.candidates_of(rollout, "ppo-1")
+    stage = SimpleNamespace(is_main=True)
+    job = SimpleNamespace(judge=Failing(LettersEvaluator()), stage=stage)
+    with pytest.raises(error, match="that is why"):
+        ppo_course.look(job, rollout, said, 0.5, ours, ours, 1)
+    assert told == ["that is why"]
+    stage.is_main = False  # another process, which hears why or what the judge said
+    monkeypatch.setattr(ppo_reward, "broadcast_object_list", lambda box: box.__setitem__(0, "why"))
+    with pytest.raises(EvaluatorStopped, match="why"):
+        ppo_course.look(job, rollout, said, 0.5, ours, ours, 1)
+    made = a_look(1, 0.1, 0.5)
+    monkeypatch.setattr(ppo_reward, "broadcast_object_list", lambda box: box.__setitem__(0, made))
+    assert ppo_course.look(job, rollout, said, 0.5, ours, ours, 1) is made
+
+
 def test_what_the_scores_have_cost_counts_in_the_cap(model_folders, start, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "scripts"))
     import ppo as script
