@@ -9,18 +9,17 @@ import random
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 
 from reward.evaluator import Evaluator
 from rlaif import watch
 from rlaif.evaluate import Judge
 from rlaif.ppo_math import KlController, Multiplier, explained_variance, masked_mean
-from rlaif.ppo_reward import Verdicts
+from rlaif.ppo_reward import Verdicts, told_to_all
 from rlaif.ppo_update import Lesson
 from rlaif.rollout import Rollout, Said
 from sft import model as models
@@ -161,16 +160,15 @@ def look(
         ours: its replies as the judge gets them.
         start: those of the start.
         iteration: rollouts behind it.
+
+    Raises:
+        UserError: as the judge raises it, or a `CheckFailed` where it gave no verdict at all; on
+            the other processes an `EvaluatorStopped` that says the same.
     """
     kl = float(((said.policy - said.reference) * rollout.mask).sum(dim=1).mean())
-    told: list[Any] = [None]
-    if job.stage.is_main:
-        prompts, about = [each.prompt for each in rollout.asked], {"proxy": proxy, "kl": kl}
-        told = [watch.look(job.judge, prompts, ours, start, about, iteration)]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(told)
-    found: watch.Look = told[0]
-    return found
+    prompts, about = [each.prompt for each in rollout.asked], {"proxy": proxy, "kl": kl}
+    asking = partial(watch.look, job.judge, prompts, ours, start, about, iteration)
+    return told_to_all(asking if job.stage.is_main else None)
 
 
 def keep(

@@ -8,8 +8,10 @@ verdict has no score: it is left out of the update, and counted with its reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -22,6 +24,7 @@ from sft.candidates import Candidate
 from sft.files import CheckFailed, EvaluatorStopped, UserError, short_hash
 from sft.ppo_settings import PpoSection
 
+T = TypeVar("T")
 SAFE_FROM = 0.5  # probability of the reward model's safety head
 
 
@@ -72,27 +75,44 @@ def by_evaluator(evaluator: Evaluator | None, rollout: Rollout, policy: str) -> 
             other processes also for whatever else ended it.
         UserError: as the evaluator raises it (a failed check, a full disk), where it is asked.
     """
-    told: list[list[tuple[float | None, bool | None, str | None]] | str | None] = [None]
-    stopped: UserError | None = None
-    if evaluator is not None:
-        try:
-            made = _assess(evaluator, rollout, policy)
-            told = [[(a.quality, a.safe, a.unscored) for a in made]]
-        except UserError as error:  # of any kind: the others wait to be told
-            told, stopped = [str(error)], error
-    if PartialState().num_processes > 1:
-        broadcast_object_list(told)
-    if stopped is not None:
-        raise stopped
-    if not isinstance(told[0], list):
-        raise EvaluatorStopped(str(told[0]))
-    rows = told[0]
+
+    def ask(who: Evaluator) -> list[tuple[float | None, bool | None, str | None]]:
+        return [(a.quality, a.safe, a.unscored) for a in _assess(who, rollout, policy)]
+
+    rows = told_to_all(None if evaluator is None else partial(ask, evaluator))
     return Verdicts(
         torch.tensor([quality if quality is not None else 0.0 for quality, _, _ in rows]),
         torch.tensor([bool(safe) for _, safe, _ in rows]),
         torch.tensor([reason is None for _, _, reason in rows]),
         Counter(reason for _, _, reason in rows if reason is not None),
     )
+
+
+def told_to_all(ask: Callable[[], T] | None) -> T:
+    """What the main process finds out, on all processes; and so is the error that ends it.
+
+    Args:
+        ask: finds it out, anything but a string; None on the other processes.
+
+    Raises:
+        UserError: as `ask` raises it, where it is called.
+        EvaluatorStopped: on the other processes, with the message of that error.
+    """
+    box: list[Any] = [None]
+    stopped: UserError | None = None
+    if ask is not None:
+        try:
+            box = [ask()]
+        except UserError as error:  # of any kind: the others wait to be told
+            box, stopped = [str(error)], error
+    if PartialState().num_processes > 1:
+        broadcast_object_list(box)
+    if stopped is not None:
+        raise stopped
+    if isinstance(box[0], str):
+        raise EvaluatorStopped(box[0])
+    found: T = box[0]
+    return found
 
 
 def _assess(evaluator: Evaluator, rollout: Rollout, policy: str) -> list[Assessment]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sft.sections import Count
 from sft.service_settings import Section
 
-Card = Literal["T4", "L4", "A10", "A100-40", "A100-80", "H100", "H200", "4090", "CPU"]
+Card = Literal["T4", "L4", "A10", "A100", "A100-40", "A100-80", "H100", "H200", "4090", "CPU"]
 PlanStage = Literal["finetune", "generate", "reward", "dpo", "ppo", "evaluate"]
 
 
 class PlanSection(Section):
     """What a run would need, computed before anything is loaded."""
 
-    card: Card = Field(default="T4", description="the card that is planned for; CPU = this machine")
+    card: Card = Field(
+        default="T4",
+        description="the card that is planned for; A100 = the smaller one, A100-40; CPU = this "
+        "machine",
+    )
     memory: float = Field(
         default=0.0, ge=0, description="GiB that may be used of it; 0 = all that the card has"
     )
@@ -43,3 +47,8 @@ class PlanSection(Section):
         "known shapes, the model's folder, or the Hub",
     )
     force: bool = Field(default=False, description="end with 0 where a stage does not fit")
+
+    @field_validator("card")
+    @classmethod
+    def _smaller(cls, value: Card) -> Card:
+        return "A100-40" if value == "A100" else value

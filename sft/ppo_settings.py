@@ -9,9 +9,12 @@ from pydantic import Field, field_validator
 from sft.sections import Count, Scheduler, Share
 from sft.service_settings import Positive, Section, reachable
 
-# What steers only the project's own loop: TRL's trainers have no critic, no alarms, and a fixed KL.
+# What steers only the project's own loop: TRL's trainers have no critic, no alarms, a fixed KL and
+# here no checkpoints. Nor do they read baseline, value_head_rate and lam, which say so and are not
+# refused: a recipe that sets them for PPO, as the quickstart does, is good for all methods.
 PPO_ONLY = (
-    *("value", "kl_target", "target_kl", "ent_coef", "whiten_rewards"),
+    *("value", "vf_coef", "cliprange_value", "gamma", "whiten_rewards", "ent_coef"),
+    *("kl_target", "kl_horizon", "target_kl", "save_every"),
     *("max_kl", "min_entropy", "max_length_drift", "rollout_url"),
 )
 
@@ -45,13 +48,13 @@ class PpoSection(Section):
     baseline: Literal["value", "leave_one_out"] = Field(
         default="value",
         description="what a score counts against before the value function: nothing, or the mean "
-        "of the other replies to its prompt",
+        "of the other replies to its prompt; PPO only",
     )
     value: Literal["head", "adapter"] = Field(
         default="head", description="the value function: a head on the policy, or an own adapter"
     )
     value_head_rate: float = Field(
-        default=1e-3, gt=0, le=1, description="peak rate of the value head, above 0"
+        default=1e-3, gt=0, le=1, description="peak rate of the value head, above 0; PPO only"
     )
     iterations: Positive = Field(default=60, description="rollouts, each with its updates")
     prompts_per_iteration: Positive = Field(default=32, description="prompts of a rollout")
@@ -90,7 +93,9 @@ class PpoSection(Section):
     vf_coef: float = Field(default=0.1, ge=0, description="weight of the value loss; 0 = off")
     ent_coef: float = Field(default=0.0, ge=0, description="weight of the entropy; 0 = off")
     gamma: float = Field(default=1.0, gt=0, le=1, description="discount a token; 1 = none")
-    lam: Share = Field(default=0.95, description="GAE: 0 = one token ahead, 1 = whole replies")
+    lam: Share = Field(
+        default=0.95, description="GAE: 0 = one token ahead, 1 = whole replies; PPO only"
+    )
     whiten_rewards: bool = Field(
         default=False, description="rewards over their standard deviation; false = as they are"
     )

@@ -16,8 +16,11 @@ from trl import DPOConfig, SFTConfig
 from sft import config
 from sft.config import Recipe, load
 from sft.files import UserError
+from sft.ppo_settings import PPO_ONLY, PpoSection
 from sft.settings_text import sections, shared_fields
 from sft.trainer_fields import trainer_fields
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
 
 @pytest.fixture
@@ -65,6 +68,28 @@ def test_ppo_waits_for_no_batch(recipe_file: Path) -> None:
     assert "every rollout would wait up to 24 h" in mistakes(*asks, stage="ppo")
     load([*asks, "--ppo.reward", "model"], "ppo", "Test.")
     load(asks, "score", "Test.")
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_what_only_ppo_reads_is_refused_elsewhere_or_says_so(method: str) -> None:
+    """Each of them, by one message; what the quickstart sets for PPO says so instead."""
+    other = {
+        "value": "adapter", "vf_coef": "0.2", "cliprange_value": "0.3", "gamma": "0.9",
+        "whiten_rewards": "true", "ent_coef": "0.1", "kl_target": "5", "kl_horizon": "500",
+        "target_kl": "0.1", "save_every": "5", "max_kl": "9", "min_entropy": "0.1",
+        "max_length_drift": "3", "rollout_url": "http://localhost:8000/v1",
+    }  # fmt: skip
+    assert set(other) == set(PPO_ONLY)
+    flags = [part for name, value in other.items() for part in (f"--ppo.{name}", value)]
+    text = mistakes("--run", "x", *flags, "--ppo.method", method, stage="ppo")
+    assert f"{len(other)} problems" in text
+    assert f"{method} does not read ppo.save_every: leave it at 10" in text
+    load(["--run", "x", *flags], "ppo", "Test.")
+    kept = load(["--config", str(QUICKSTART), "--method", method], "ppo", "Test.").ppo
+    assert kept.method == method and kept.lam == 1.0
+    for name in ("baseline", "lam", "value_head_rate"):
+        assert name in kept.model_fields_set
+        assert str(PpoSection.model_fields[name].description).endswith("PPO only")
 
 
 def test_flags_win_over_the_file(recipe_file: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from rlaif.plan.memory import GIB, Memory, Model, model_for
 from sft import config, shapes
 from sft.config import ModelSection, Recipe
 from sft.files import UserError
+from sft.plan_settings import Card
 
 ROOT = Path(__file__).resolve().parents[1]
 T4 = ROOT / "configs" / "llama3-8b-t4.yaml"
@@ -186,6 +188,13 @@ def test_a_card_twice_as_fast_trains_in_half_the_time(model: Model) -> None:
     assert a.seconds == pytest.approx(2 * b.seconds)
     assert (a.steps, a.tokens) == (b.steps, b.tokens)
     assert card_called("CPU").memory > 0
+
+
+def test_an_a100_of_no_size_is_the_smaller_one_and_every_card_is_known() -> None:
+    for given, wanted in (("A100", "A100-40"), ("A100-80", "A100-80")):
+        recipe = config.load(["--config", str(T4), "--card", given], "plan", "")
+        assert recipe.plan.card == wanted
+    assert set(get_args(Card)) == {*CARDS, "A100", "CPU"}
 
 
 # --- what does not fit ----------------------------------------------------------------------------

@@ -181,9 +181,9 @@ def test_a_4_bit_base_carries_all_roles(model_folders, start, tmp_path):
     assert torch.allclose(moved.reference, said.reference, atol=1e-6)
 
 
-def let_it_speak(roles: Roles) -> None:
+def let_it_speak(roles: Roles, times: float = 20) -> None:
     """An untrained head of weights near 0 says all tokens alike, whatever the adapter does."""
-    roles.model.get_base_model().get_output_embeddings().weight.data *= 20
+    roles.model.get_base_model().get_output_embeddings().weight.data *= times
 
 
 # --- one update --------------------------------------------------------------------------------
@@ -272,6 +272,46 @@ def test_a_price_beyond_all_rewards_keeps_the_policy_at_the_reference(
     assert distance(1e4) < 0.2 * distance(0.0)
 
 
+def chances(roles: Roles, ids: list[int]) -> torch.Tensor:
+    """Log-probabilities (V), float64, of the first token of the policy's reply."""
+    with torch.no_grad():
+        return roles.model(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(0)
+
+
+def test_replies_of_one_token_reach_the_optimum_of_reward_with_a_price_on_kl(
+    model_folders, tmp_path
+):
+    """Which is p proportional to reference x exp(reward / price): of the model, by `Learner`.
+
+    Paid is every other token, in the reference's order of liking. The state before the reply has 64
+    numbers for 400 tokens, so the optimum is met nearly, not exactly.
+    """
+    price, updates = 0.5, 30
+    recipe = recipe_for(
+        model_folders["llama"], tmp_path, kl_coef=price, learning_rate=1e-3, value="adapter",
+        baseline="leave_one_out", max_new_tokens=1, missing_eos_penalty=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    roles = Roles(recipe, None, None, 1.0)
+    let_it_speak(roles, 40)
+    learner, (one,) = Learner(roles, recipe.ppo, updates), asked(roles, 1)
+    reference = chances(roles, one.ids)
+    rewards = torch.zeros_like(reference)
+    rewards[reference.argsort(descending=True)[1::2]] = 1.0
+    wanted = (reference + rewards / price).log_softmax(0)
+    for seed in range(updates):
+        rollout = sample(roles, [one], Sampling(64, 1.0, 1.0, 1, 64, seed), lambda _: None)
+        scores = rewards[[reply.ids[0] for reply in rollout.replies]].float()
+        learner.update(rollout, lesson_of(roles, recipe.ppo, rollout, scores), [0])
+    roles.learn_with(POLICY)
+    found = chances(roles, one.ids)
+    begun, ended = ((p.exp() * (p - wanted)).sum() for p in (reference, found))
+    paid = [float((p.exp() * rewards).sum()) for p in (reference, found, wanted)]
+    assert begun > 0.4 and paid[0] < paid[2] - 0.4  # 0.45 nats away, 0.24 paid
+    assert ended < begun / 4  # 0.03
+    assert paid[1] == pytest.approx(paid[2], abs=0.1)  # 0.70; at half the price 0.94, at none 1
+
+
 def test_replies_without_a_verdict_teach_nothing(model_folders, start, tmp_path):
     folder = model_folders["llama"]
     known = torch.ones(12, dtype=torch.bool)
@@ -329,6 +369,34 @@ def test_whatever_ends_the_asking_is_told_to_the_other_processes(
     monkeypatch.setattr(ppo_reward, "broadcast_object_list", lambda box: box.__setitem__(0, "why"))
     with pytest.raises(EvaluatorStopped, match="why"):
         by_evaluator(None, rollout, "x")
+
+
+@pytest.mark.parametrize("error", [CheckFailed, StorageError, EvaluatorStopped])
+def test_whatever_ends_a_look_is_told_to_the_other_processes(
+    model_folders, start, tmp_path, monkeypatch, error
+):
+    class Failing(EvaluatorJudge):
+        def judge(self, prompt, candidate):
+            raise error("that is why")
+
+    told: list[object] = []
+    monkeypatch.setattr(ppo_reward, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(ppo_reward, "broadcast_object_list", told.extend)
+    roles = Roles(recipe_for(model_folders["llama"], tmp_path), start, None, 1.0)
+    rollout = sample(roles, asked(roles), Sampling(1, 1.0, 1.0, 6, 6, 0), lambda _: None)
+    said, ours = listen(roles, rollout, 2), ppo_reward.candidates_of(rollout, "ppo-1")
+    stage = SimpleNamespace(is_main=True)
+    job = SimpleNamespace(judge=Failing(LettersEvaluator()), stage=stage)
+    with pytest.raises(error, match="that is why"):
+        ppo_course.look(job, rollout, said, 0.5, ours, ours, 1)
+    assert told == ["that is why"]
+    stage.is_main = False  # another process, which hears why or what the judge said
+    monkeypatch.setattr(ppo_reward, "broadcast_object_list", lambda box: box.__setitem__(0, "why"))
+    with pytest.raises(EvaluatorStopped, match="why"):
+        ppo_course.look(job, rollout, said, 0.5, ours, ours, 1)
+    made = a_look(1, 0.1, 0.5)
+    monkeypatch.setattr(ppo_reward, "broadcast_object_list", lambda box: box.__setitem__(0, made))
+    assert ppo_course.look(job, rollout, said, 0.5, ours, ours, 1) is made
 
 
 def test_what_the_scores_have_cost_counts_in_the_cap(model_folders, start, tmp_path, monkeypatch):

@@ -85,6 +85,106 @@ def test_gae_is_its_sum_whatever_the_padding(
         assert not advantages[i, len(reply) :].any() and not returns[i, len(reply) :].any()
 
 
+# Slow twins, from the papers' formulas: loops over replies and tokens. Hundredths, of which no sum
+# is half a hundredth, so that no clipping hangs on how a number was rounded.
+hundredths = st.integers(-300, 300).map(lambda n: n / 100)
+clipranges = st.integers(2, 60).map(lambda n: n / 100 + 0.005)
+
+
+def replies_of(*columns: st.SearchStrategy[float]) -> st.SearchStrategy[list[list[tuple]]]:
+    """One to four replies of one to seven tokens, each with a number for every column."""
+    token = st.tuples(*columns)
+    return st.lists(st.lists(token, min_size=1, max_size=7), min_size=1, max_size=4)
+
+
+def column(replies: list[list[tuple]], n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The n-th number of each token, padded, and the mask."""
+    return padded([[token[n] for token in reply] for reply in replies])
+
+
+def assert_twins(found: torch.Tensor, mask: torch.Tensor, slow: list[float]) -> None:
+    """Own tokens, reply after reply, are as their slow twins."""
+    np.testing.assert_allclose(found[mask.bool()].numpy(), slow, rtol=1e-5, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(replies_of(hundredths).filter(lambda replies: sum(map(len, replies)) > 1), st.booleans())
+def test_whitening_is_its_slow_twin(replies: list[list[tuple]], shift_mean: bool) -> None:
+    values, mask = column(replies, 0)
+    own = np.array([x for reply in replies for (x,) in reply])
+    mean = sum(own) / len(own)
+    variance = sum((x - mean) ** 2 for x in own) / (len(own) - 1)
+    slow = [(x - mean) / math.sqrt(variance + 1e-8) + (0 if shift_mean else mean) for x in own]
+    assert_twins(whiten(values, mask, shift_mean=shift_mean), mask, slow)
+
+
+@settings(max_examples=60, deadline=None)
+@given(replies_of(hundredths, hundredths, hundredths), clipranges)
+def test_policy_loss_is_its_slow_twin(replies: list[list[tuple]], e: float) -> None:
+    """Equation 7 of arXiv:1707.06347; clipped is what gains nothing from a further step."""
+    (new, mask), (old, _), (advantages, _) = (column(replies, n) for n in range(3))
+    losses, ratios, clipped = [], [], []
+    for now, before, a in (token for reply in replies for token in reply):
+        ratio = math.exp(now) / math.exp(before)
+        losses.append(-min(ratio * a, float(np.clip(ratio, 1 - e, 1 + e)) * a))
+        ratios.append(ratio)
+        clipped.append(float((a > 0 and ratio > 1 + e) or (a < 0 and ratio < 1 - e)))
+    found = policy_loss(new, old, advantages, e)
+    assert_twins(found.loss, mask, losses)
+    assert_twins(found.ratio, mask, ratios)
+    assert_twins(found.clipped, mask, clipped)
+    assert float(masked_mean(found.loss, mask)) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(replies_of(hundredths, hundredths, hundredths), clipranges)
+def test_value_loss_is_its_slow_twin(replies: list[list[tuple]], e: float) -> None:
+    """Half of max((v - R)^2, (clip(v, v_old - e, v_old + e) - R)^2)."""
+    (values, mask), (old, _), (returns, _) = (column(replies, n) for n in range(3))
+    losses, clipped = [], []
+    for v, before, r in (token for reply in replies for token in reply):
+        plain, within = (v - r) ** 2, (float(np.clip(v, before - e, before + e)) - r) ** 2
+        losses.append(max(plain, within) / 2)
+        clipped.append(float(abs(v - before) > e and within > plain))
+    loss, was_clipped = value_loss(values, old, returns, e)
+    assert_twins(loss, mask, losses)
+    assert_twins(was_clipped, mask, clipped)
+
+
+@settings(max_examples=60, deadline=None)
+@given(replies_of(hundredths, hundredths, hundredths), st.floats(0, 2))
+def test_shaped_rewards_are_their_slow_twin(replies: list[list[tuple]], price: float) -> None:
+    """-price (log p - log p_reference) of each token, and the score once, at the end."""
+    (policy, mask), (reference, _) = column(replies, 0), column(replies, 1)
+    scores = [reply[0][2] for reply in replies]
+    slow = []
+    for reply, score in zip(replies, scores, strict=True):
+        for t, (p, q, _) in enumerate(reply):
+            slow.append(-price * (p - q) + (score if t == len(reply) - 1 else 0.0))
+    given_scores = torch.tensor(scores, dtype=torch.float64)
+    found = shaped_rewards(given_scores, kl_per_token(policy, reference), mask, price)
+    assert_twins(found, mask, slow)
+    assert not found[~mask.bool()].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.data())
+def test_leave_one_out_is_its_slow_twin(k: int, data: st.DataObject) -> None:
+    """Equation 8 of arXiv:2402.14740 over replies that have a score; 99 = nobody may read it."""
+    reply = st.one_of(st.none(), hundredths)
+    rows = data.draw(st.lists(st.lists(reply, min_size=k, max_size=k), min_size=1, max_size=4))
+    slow = []
+    for row in rows:
+        for i, score in enumerate(row):
+            others = [x for j, x in enumerate(row) if j != i and x is not None]
+            if score is not None:
+                slow.append(score - sum(others) / len(others) if others else 0.0)
+    every = [score for row in rows for score in row]
+    known = torch.tensor([score is not None for score in every])
+    scores = torch.tensor([99.0 if x is None else x for x in every], dtype=torch.float64)
+    assert_twins(leave_one_out(scores, known, k), known, slow)
+
+
 def test_returns_with_lambda_one_are_the_rewards_to_come() -> None:
     """Whatever the values say (arXiv:1506.02438, equation 18)."""
     rewards, mask = padded([[1.0, 2.0, 4.0]])

@@ -152,7 +152,7 @@ def test_loss_gradient_and_metrics_are_those_of_trl(model_folders, tmp_path, cas
         assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("k", [2, 4, 8])
+@pytest.mark.parametrize("k", [2, 3, 4, 8])
 @pytest.mark.parametrize("family", [*FAMILIES, "qwen3", "gemma"])
 def test_every_family_trains_as_trl_trains_it(family_folder, tmp_path, family, k):
     """All pairs of k replies to two prompts; with four, layers are computed again in backward."""
