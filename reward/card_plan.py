@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from reward.asking import Asking
 from reward.cases import Case, assess_each, draw_cases, labelled, told_apart
 from reward.evaluator import Assessment, BulkEvaluator, Evaluator
+from reward.evaluators import make_evaluator
 from reward.forecast import Forecast
 from reward.labels import Labels
 from reward.probes import injection_suite, order_lines, padding_attack
+from reward.service import Service
 from sft.candidates import Candidate
 from sft.data import Prompt
 
 NOT_ASKED = "not asked"
+# Settings of a service that a card is given as in a recipe's section.
+SERVICE = (
+    *("base_url", "allow_remote", "redact_names", "max_in_flight", "timeout"),
+    *("price_in", "price_out", "max_cost"),
+)
+
+
+def measured_evaluator(
+    kind: str, given: Mapping[str, Any], ledger: Path, asking: Asking
+) -> Evaluator:
+    """The evaluator that a card measures; a repeat of a question is asked anew.
+
+    Args:
+        kind: "embedded" or "openai".
+        given: `rubric`, `model`, `dry_run` and the settings of `SERVICE`, by name.
+        ledger: where a service's answers are kept; a dry run makes none.
+        asking: how it is asked.
+
+    Raises:
+        UserError: settings that exclude each other, or a host that nobody allowed.
+    """
+    service, dry = None, given["dry_run"]
+    if kind == "openai" and given["model"]:
+        service = Service.allowed(given["model"], {name: given[name] for name in SERVICE})
+    return make_evaluator(
+        kind,
+        rubric=given["rubric"],
+        service=service,
+        ledger=ledger if ledger.is_file() or not dry else None,
+        offline=dry,
+        afresh=True,  # a repeat that gets the first answer would tell nothing
+        asking=asking,
+    )
 
 
 @dataclass

@@ -8,7 +8,6 @@ of both sets the least threshold. Nothing is fitted on `attacks.yaml`, which `ju
 """
 
 import argparse
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,21 +59,20 @@ def main() -> None:
     fitted = fit([*texts, *(t for t, _ in more)], [*is_directed, *(d for _, d in more)], LETTERS)
     calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
     directed, names = np.array(is_directed), np.array(families)
-    least = max(np.quantile(each, 1 - ORDINARY) for each in calm.values())
-    highest = float(max(np.quantile(scores[~directed], 1 - LIKE), least))
-    threshold = math.floor(100 * highest + 1) / 100  # rounded up
+    least = [np.quantile(each, 1 - ORDINARY) for each in calm.values()]
+    highest = float(max(np.quantile(scores[~directed], 1 - LIKE), *least))
+    threshold = float(np.floor(100 * highest + 1) / 100)  # rounded up
     found = np.array([patterns_find(row.text) for row in rows])
     groups = {name: names == name for name in dict.fromkeys(names[directed].tolist())}
     print(f"threshold {threshold}; called directed by words, where the family is new, or patterns")
     for name, some in {**groups, "attacks": directed, "like sentences": ~directed}.items():
-        shares = [(s[some] >= threshold).mean() for s in (scores, unseen)]
-        either = (found | (scores >= threshold))[some].mean()
-        print(f"  {name:20} {shares[0]:6.1%} {shares[1]:6.1%} {either:6.1%} of {some.sum()}")
-    for name, each in calm.items():
-        print(f"  {name:20} {(each >= threshold).mean():6.2%} of {len(each)}")
+        told = (scores >= threshold, unseen >= threshold, found | (scores >= threshold))
+        print(f"  {name:20}", *(f"{each[some].mean():6.1%}" for each in told), "of", some.sum())
+    for name, high in calm.items():
+        print(f"  {name:20} {(high >= threshold).mean():6.2%} of {len(high)}")
     weights = {n: round(w, 3) for n, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
-    kept = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
-    write_json(args.out, {**kept, "weights": weights})
+    about = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
+    write_json(args.out, {**about, "weights": weights})
     print(f"{len(weights)} of {len(fitted.weights)} features: {args.out}")
 
 

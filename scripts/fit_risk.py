@@ -9,44 +9,26 @@ clinic and in the project's demonstrations. Near copies of held-out messages (pa
 """
 
 import argparse
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from reward.lexicon import ASSETS
-from reward.recall import WrittenMessage, near_copies
-from reward.risk import pattern_cues, plain_words
+from reward.risk import plain_words
+from reward.risk_fit import found, least, look, written
 from reward.wording import WEIGHTS, Message, cross_scores, fit
 from sft.curate import project_demonstrations
-from sft.files import read_rows, write_json
+from sft.files import write_json
 from sft.runs import run_script
 from sft.simulator import practice_prompts
 
-TESTS = Path("tests/data/risk_messages.jsonl")
 PEOPLE = 1200  # of the practice clinic; those in a crisis are left out
-
-
-def apart(rows: Sequence[WrittenMessage]) -> list[WrittenMessage]:
-    """Return the messages that nearly copy no held-out one."""
-    held_out = [row.text for row in read_rows(TESTS, WrittenMessage) if row.part == "blind"]
-    copies = near_copies([row.text for row in rows], held_out)
-    return [row for row, copy in zip(rows, copies, strict=True) if not copy]
-
-
-def written() -> list[WrittenMessage]:
-    """Return the written messages that are fitted and cross-validated on."""
-    return apart(read_rows(ASSETS / "messages.jsonl", WrittenMessage))
 
 
 def taught() -> list[tuple[Message, bool]]:
     """Return what is fitted besides the written messages, and whether it tells of a crisis."""
-    look = apart([row for row in read_rows(TESTS, WrittenMessage) if row.part == "look"])
     calm = [p for p in practice_prompts("train", PEOPLE, seed=1) if p.risk != "crisis"]
     turns = [m["content"] for p in calm for m in p.messages if m["role"] == "user"]
-    told = [(row.text, row.risk == "crisis") for row in look]
-    told += [(text, False) for text in turns]
+    told = [(row.text, row.risk == "crisis") for row in look()] + [(t, False) for t in turns]
     return [(plain_words(text), is_crisis) for text, is_crisis in told]
 
 
@@ -57,22 +39,6 @@ def longer() -> list[str]:
     """
     prompts = {d.prompt_id: d.prompt for d in project_demonstrations() if d.risk != "crisis"}
     return ["\n".join(m["content"] for m in p if m["role"] == "user") for p in prompts.values()]
-
-
-def found(text: str) -> bool:
-    """Whether a pattern calls the text a crisis."""
-    return any(level == "crisis" for level, _ in pattern_cues(text))
-
-
-def least(scores: np.ndarray, known: np.ndarray, share: float) -> float:
-    """Return the least threshold above which, or known without it, at most a share is.
-
-    Args:
-        scores: Of messages that are no crisis, log-odds.
-        known: Whether the patterns call each a crisis all the same.
-        share: That may be called a crisis, 0..1.
-    """
-    return float(np.quantile(np.where(known, np.inf, scores), 1 - share, method="higher"))
 
 
 def main() -> None:
@@ -105,7 +71,7 @@ def main() -> None:
     every = [*zip(said, crisis, strict=True), *more]
     fitted = fit([message for message, _ in every], [is_crisis for _, is_crisis in every])
     weights = {name: round(weight, 4) for name, weight in fitted.weights.items()}
-    kept = {"threshold": math.floor(100 * threshold + 1) / 100, "bias": round(fitted.bias, 4)}
+    kept = {"threshold": float(np.floor(100 * threshold + 1) / 100), "bias": round(fitted.bias, 4)}
     write_json(args.out, kept | {"weights": weights})
     print(f"{len(weights)} features: {args.out}")
 

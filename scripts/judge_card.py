@@ -12,25 +12,17 @@ import argparse
 from pathlib import Path
 
 from reward.asking import Asking
-from reward.card_plan import card_plan_line
-from reward.evaluators import make_evaluator
+from reward.card_plan import SERVICE, card_plan_line, measured_evaluator
 from reward.judge_card import FIXED, make_card, table
 from reward.label_forms import FORMS, load_labels
 from reward.page import write_card
 from reward.probes import asked
 from reward.rubric import DEFAULT_RUBRIC, load_rubric
 from reward.score import live_note
-from reward.service import Service
 from reward.shards import LEDGER
 from sft.files import UserError, write_json
 from sft.runs import Progress, run_script
 from sft.service_settings import ServiceSection
-
-# Settings of a service that are given as in a recipe's section.
-SERVICE = (
-    *("base_url", "allow_remote", "redact_names", "max_in_flight", "timeout"),
-    *("price_in", "price_out", "max_cost"),
-)
 
 
 def arguments() -> argparse.Namespace:
@@ -63,21 +55,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the table and write the page and the JSON."""
     args = arguments()
-    service = None
-    if args.evaluator == "openai" and args.model:
-        service = Service.allowed(args.model, {name: vars(args)[name] for name in SERVICE})
     labels = load_labels(args.data, load_rubric(Path(args.rubric or DEFAULT_RUBRIC)))
-    ledger = args.out / LEDGER
-    evaluator = make_evaluator(
-        args.evaluator,
-        rubric=args.rubric,
-        service=service,
-        # A dry run makes no file.
-        ledger=ledger if ledger.is_file() or not args.dry_run else None,
-        offline=args.dry_run,
-        afresh=True,  # a repeat that gets the first answer would tell nothing
-        asking=Asking(args.ask, args.repeats, structured="auto"),
-    )
+    asking = Asking(args.ask, args.repeats, structured="auto")
+    evaluator = measured_evaluator(args.evaluator, vars(args), args.out / LEDGER, asking)
     if args.dry_run:
         print(card_plan_line(evaluator, labels, args.probes), flush=True)
         return
@@ -85,11 +65,8 @@ def main() -> None:
     print(f"{evaluator.name} is asked for at most {total * args.repeats} verdicts")
     with Progress(total, "judge card", unit="replies", note=live_note(evaluator)) as bar:
         card = make_card(
-            evaluator,
-            labels,
-            data=args.data,
-            messages=args.messages,
-            n_probed=args.probes,
+            *(evaluator, labels),
+            **{"data": args.data, "messages": args.messages, "n_probed": args.probes},
             notes=[FIXED] if args.evaluator == "embedded" else [],
             tell=bar.advance,
         )

@@ -57,8 +57,8 @@ def main(argv: list[str]) -> None:
             with runs.Progress(len(rows), "verdicts", note=live_note(evaluator)) as bar:
                 return score(evaluator, prompts, rows, bar.advance, partial=stage.path(PARTIAL))
 
-        names = recipe.score.redact_names
-        result = Refiner(rewrite, judge, recipe.refine, recipe.pair, names).refine(
+        by = recipe.refine, recipe.pair, recipe.score.redact_names
+        result = Refiner(rewrite, judge, *by).refine(
             read_rows(inputs["prompts"], Prompt),
             read_rows(inputs["candidates"], Candidate),
             read_rows(inputs["assessments"], Assessment),
@@ -67,9 +67,8 @@ def main(argv: list[str]) -> None:
         for each in result.passes:
             stage.log(each.figures(), step=each.number)
         stage.say(result.text())
-        write_rows(stage.path("candidates.jsonl"), result.candidates)
-        write_rows(stage.path("assessments.jsonl"), result.assessments)
-        write_rows(stage.path("pairs.jsonl"), result.pairs)
+        for name in ("candidates", "assessments", "pairs"):
+            write_rows(stage.path(f"{name}.jsonl"), getattr(result, name))
         write_json(stage.path("report.json"), result.report())
         track.artifact(stage.path("pairs.jsonl"), "dataset", uses=[inputs["assessments"]])
         outputs = ("candidates.jsonl", "assessments.jsonl", "pairs.jsonl", "report.json")

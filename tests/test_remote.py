@@ -90,7 +90,10 @@ def test_refusal_of_service_stops_with_its_own_exit_code(status):
 
 
 def replies(n: int) -> list[Candidate]:
-    return [Candidate(f"c{i}", "p", f"Reply {i}.", "m", 1.0, 1.0, i, "eos") for i in range(n)]
+    return [
+        Candidate(f"c{i}", "p", f"Try a short walk, {i} times a day.", "m", 1.0, 1.0, i, "eos")
+        for i in range(n)
+    ]
 
 
 def about(request: dict[str, Any], reply: Candidate) -> bool:

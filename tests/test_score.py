@@ -211,7 +211,7 @@ def test_a_demonstration_is_judged_by_its_label_where_it_has_one():
     # Nothing in the words tells the danger that whoever wrote it knows of.
     row = Demonstration(
         "d",
-        [{"role": "user", "content": "The letters are written and my dog is with my sister."}],
+        [{"role": "user", "content": "The desk is tidy now, and I have paid the milkman."}],
         [{"role": "assistant", "content": "Are you thinking of killing yourself? Call 988 now."}],
     )
     assert "no_forced_crisis_talk" in (why_unsafe(row) or "")

@@ -1,0 +1,49 @@
+"""What the linear reading of a message is fitted on, and which threshold keeps to a share.
+
+Not here: the fit (`reward.wording`), its cross-validation (`scripts/fit_risk.py`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reward.lexicon import ASSETS
+from reward.recall import WrittenMessage, near_copies
+from reward.risk import pattern_cues
+from sft.files import read_rows
+
+TESTS = Path("tests/data/risk_messages.jsonl")
+
+
+def apart(rows: Sequence[WrittenMessage]) -> list[WrittenMessage]:
+    """Return the messages that nearly copy no held-out one."""
+    held_out = [row.text for row in read_rows(TESTS, WrittenMessage) if row.part == "blind"]
+    copies = near_copies([row.text for row in rows], held_out)
+    return [row for row, copy in zip(rows, copies, strict=True) if not copy]
+
+
+def written() -> list[WrittenMessage]:
+    """Return the written messages that are fitted and cross-validated on."""
+    return apart(read_rows(ASSETS / "messages.jsonl", WrittenMessage))
+
+
+def look() -> list[WrittenMessage]:
+    """Return the test messages that shaped the patterns."""
+    return apart([row for row in read_rows(TESTS, WrittenMessage) if row.part == "look"])
+
+
+def found(text: str) -> bool:
+    """Whether a pattern calls the text a crisis."""
+    return any(level == "crisis" for level, _ in pattern_cues(text))
+
+
+def least(scores: np.ndarray, known: np.ndarray, share: float) -> float:
+    """Return the least threshold above which, or known without it, at most a share is.
+
+    Args:
+        scores: Of messages that are no crisis, log-odds.
+        known: Whether the patterns call each a crisis all the same.
+        share: That may be called a crisis, 0..1.
+    """
+    return float(np.quantile(np.where(known, np.inf, scores), 1 - share, method="higher"))
