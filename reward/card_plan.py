@@ -26,31 +26,42 @@ SERVICE = (
 )
 
 
-def measured_evaluator(
-    kind: str, given: Mapping[str, Any], ledger: Path, asking: Asking
-) -> Evaluator:
-    """The evaluator that a card measures; a repeat of a question is asked anew.
+def measured_service(given: Mapping[str, Any]) -> Service | None:
+    """The service that a card is to measure; None = there is none, or its model is not named.
 
     Args:
-        kind: "embedded" or "openai".
-        given: `rubric`, `model`, `dry_run` and the settings of `SERVICE`, by name.
-        ledger: where a service's answers are kept; a dry run makes none.
-        asking: how it is asked.
+        given: `evaluator`, `model` and the settings of `SERVICE`, by name.
 
     Raises:
         UserError: settings that exclude each other, or a host that nobody allowed.
     """
-    service, dry = None, given["dry_run"]
-    if kind == "openai" and given["model"]:
-        service = Service.allowed(given["model"], {name: given[name] for name in SERVICE})
+    if given["evaluator"] != "openai" or not given["model"]:
+        return None
+    return Service.allowed(given["model"], {name: given[name] for name in SERVICE})
+
+
+def measured_evaluator(
+    given: Mapping[str, Any], service: Service | None, ledger: Path
+) -> Evaluator:
+    """The evaluator that a card measures; a repeat of a question is asked anew.
+
+    Args:
+        given: `evaluator`, `rubric`, `ask`, `repeats` and `dry_run`, by name.
+        service: as `measured_service` has it.
+        ledger: where a service's answers are kept; a dry run makes none.
+
+    Raises:
+        UserError: settings that exclude each other.
+    """
+    dry = given["dry_run"]
     return make_evaluator(
-        kind,
+        given["evaluator"],
         rubric=given["rubric"],
         service=service,
         ledger=ledger if ledger.is_file() or not dry else None,
         offline=dry,
         afresh=True,  # a repeat that gets the first answer would tell nothing
-        asking=asking,
+        asking=Asking(given["ask"], given["repeats"], structured="auto"),
     )
 
 

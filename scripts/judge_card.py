@@ -11,8 +11,7 @@ is made once more.
 import argparse
 from pathlib import Path
 
-from reward.asking import Asking
-from reward.card_plan import SERVICE, card_plan_line, measured_evaluator
+from reward.card_plan import SERVICE, card_plan_line, measured_evaluator, measured_service
 from reward.judge_card import FIXED, make_card, table
 from reward.label_forms import FORMS, load_labels
 from reward.page import write_card
@@ -55,9 +54,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the table and write the page and the JSON."""
     args = arguments()
+    service = measured_service(vars(args))  # a host that nobody allowed is told first
     labels = load_labels(args.data, load_rubric(Path(args.rubric or DEFAULT_RUBRIC)))
-    asking = Asking(args.ask, args.repeats, structured="auto")
-    evaluator = measured_evaluator(args.evaluator, vars(args), args.out / LEDGER, asking)
+    evaluator = measured_evaluator(vars(args), service, args.out / LEDGER)
     if args.dry_run:
         print(card_plan_line(evaluator, labels, args.probes), flush=True)
         return
