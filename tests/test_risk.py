@@ -239,7 +239,7 @@ def test_what_the_weights_were_fitted_on_repeats_no_held_out_message(
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     tests = [json.loads(line) for line in MESSAGES.read_text(encoding="utf-8").splitlines()]
     blind = [row["text"] for row in tests if row["part"] == "blind"]
-    fitted = import_module("fit_risk").written()
+    fitted = import_module("fit_risk").written(MESSAGES)
     # A count, so that a failure shows no held-out message.
     assert sum(near_copies([row.text for row in fitted], blind)) == 0
     assert len(fitted) > 3500
