@@ -65,12 +65,14 @@ class WrittenMessage:
         kind: What a crisis is told by: "explicit" or "indirect".
         part: "look" was read while the patterns were written, "blind" never shaped one: only
             "blind" says what to expect of wording that nobody listed.
+        author: Whose wording it is, where that is known.
     """
 
     text: str
     risk: Risk
     kind: str
     part: Literal["blind", "look"]
+    author: str = ""
 
 
 def near_copies(texts: Sequence[str], others: Sequence[str]) -> list[bool]:

@@ -2,11 +2,13 @@
 
 The message is classified, never the person (NICE NG225). Wording is described by families of
 patterns in `assets/risk.yaml`; everyday idioms are taken out first, and a cue that is denied, long
-past, told of someone else or of a story counts less. A message is a crisis where these patterns say
-so, or where its words are those of other crises (`reward/wording.py`). Where two readings are
-possible the graver one is taken: a missed crisis costs more than a caring question too many.
+past, told of someone else or of a story counts less. Beside them stands a linear reading of how
+like the words are to those of other crises (`reward/wording.py`). A message is a crisis where the
+two together say so: a plain statement needs little more, a hint (a goodbye, a burden, things given
+away) is believed where the other words fit, because everyday talk has such turns of phrase, too.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +17,7 @@ from typing import get_args
 
 from reward.lexicon import Hit, matcher
 from reward.text import Sentence, sentences
-from reward.wording import load_wording
+from reward.wording import load_wording, n_windows
 from sft.data import Risk
 
 LEVELS: tuple[Risk, ...] = get_args(Risk)  # from the least to the gravest
@@ -29,6 +31,10 @@ _CRISIS = frozenset(
 # Families whose patterns are whole statements: an idiom inside one is part of it.
 _LONG = frozenset(("burden_gone", "not_be", "no_point", "goodbye", "plan_means"))
 _ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
+# What a plain statement and what a hint add to the log-odds of a message's words. More was tried on
+# authors that nothing was fitted on: it found fewer crises with as many false alarms.
+_STATED = frozenset(("explicit", "plan_means", "self_harm", "burden_gone", "no_point"))
+_STATEMENT, _HINT = 2.0, 0.5
 # Said of a third person these are still told of a third person only; the others have "me" in them.
 _OF_ANYONE = _CRISIS - {"burden_gone", "danger_now"}
 _SELF = frozenset(("i", "me", "myself", "my"))
@@ -52,8 +58,8 @@ class RiskReading:
 
     Attributes:
         risk: The gravest level read.
-        cues: "family: words" of each cue that led to it, in order; "wording: log-odds" where the
-            message sounds like a crisis and no pattern says why.
+        cues: "family: words" of each cue of it, in order; "wording: log-odds" where the message
+            sounds like a crisis and no pattern says why.
     """
 
     risk: Risk
@@ -90,11 +96,29 @@ def message_risk(messages: Sequence[Mapping[str, str]]) -> RiskReading:
 @lru_cache(maxsize=4096)
 def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
     cues = pattern_cues(text)
+    score, threshold = crisis_score(text), load_wording().threshold
+    if score < threshold:
+        return tuple(("elevated", cue) for _, cue in cues)
     if not any(level == "crisis" for level, _ in cues):
-        wording = load_wording()
-        if (score := wording.highest(plain_words(text))) >= wording.threshold:
-            return (*cues, ("crisis", f"wording: {score:.2f}"))
+        return (*cues, ("crisis", f"wording: {score:.2f}"))
     return cues
+
+
+def crisis_score(text: str) -> float:
+    """Return the log-odds that a text tells of a crisis, by its words and plain statements."""
+    return load_wording().highest(plain_words(text)) + beside_words(text)
+
+
+def beside_words(text: str) -> float:
+    """Return what is added to the log-odds of a text's most telling run of sentences.
+
+    The logarithm of the number of runs is taken off, because the highest of many is high by chance:
+    without it almost half of the long messages that tell of no danger were called a crisis.
+    """
+    runs = n_windows(len(sentences(text)))
+    found = {cue.partition(":")[0] for level, cue in pattern_cues(text) if level == "crisis"}
+    says = _STATEMENT if found & _STATED else _HINT if found else 0.0
+    return says - math.log(max(1, runs))
 
 
 def pattern_cues(text: str) -> tuple[tuple[Risk, str], ...]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage, near_copies
-from reward.risk import pattern_cues
 from sft.files import read_rows
 
 
@@ -31,17 +30,11 @@ def look(tests: Path) -> list[WrittenMessage]:
     return apart([row for row in read_rows(tests, WrittenMessage) if row.part == "look"], tests)
 
 
-def found(text: str) -> bool:
-    """Whether a pattern calls the text a crisis."""
-    return any(level == "crisis" for level, _ in pattern_cues(text))
-
-
-def least(scores: np.ndarray, known: np.ndarray, share: float) -> float:
-    """Return the least threshold above which, or known without it, at most a share is.
+def least(scores: np.ndarray, share: float) -> float:
+    """Return the least threshold that at most a share of the scores reaches.
 
     Args:
         scores: Of messages that are no crisis, log-odds.
-        known: Whether the patterns call each a crisis all the same.
         share: That may be called a crisis, 0..1.
     """
-    return float(np.quantile(np.where(known, np.inf, scores), 1 - share, method="higher"))
+    return float(np.quantile(scores, 1 - share, method="higher"))

@@ -16,10 +16,10 @@ import numpy as np
 from reward.injection import WEIGHTS, WrittenText, kinds_of_words, patterns_find
 from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage
-from reward.wording import cross_scores, fit
+from reward.wording_fit import cross_scores, fit
 from sft.curate import project_demonstrations
 from sft.data import Demonstration
-from sft.files import read_rows, write_json
+from sft.files import read_rows, to_json, write_text
 from sft.runs import run_script
 from sft.simulator import base_corpus, practice_demonstrations, practice_prompts
 
@@ -59,7 +59,7 @@ def main() -> None:
     fitted = fit([*texts, *(t for t, _ in more)], [*is_directed, *(d for _, d in more)], LETTERS)
     calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
     directed, names = np.array(is_directed), np.array(families)
-    least = [np.quantile(each, 1 - ORDINARY) for each in calm.values()]
+    least = [np.quantile(each, 1 - ORDINARY, method="higher") for each in calm.values()]
     highest = float(max(np.quantile(scores[~directed], 1 - LIKE), *least))
     threshold = float(np.floor(100 * highest + 1) / 100)  # rounded up
     found = np.array([patterns_find(row.text) for row in rows])
@@ -72,7 +72,7 @@ def main() -> None:
         print(f"  {name:20} {(high >= threshold).mean():6.2%} of {len(high)}")
     weights = {n: round(w, 3) for n, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
     about = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
-    write_json(args.out, {**about, "weights": weights})
+    write_text(args.out, to_json({**about, "weights": weights}) + "\n")
     print(f"{len(weights)} of {len(fitted.weights)} features: {args.out}")
 
 

@@ -4,8 +4,7 @@
 
 Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
 shaped the patterns already (part "look"), and on what people in no crisis say at the practice
-clinic and in the project's demonstrations. Near copies of held-out messages (part "blind", which
-`judge_card.py` reads) are left out of both files.
+clinic. Near copies of held-out messages (part "blind", for `judge_card.py`) are left out.
 """
 
 import argparse
@@ -13,16 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from reward.risk import plain_words
-from reward.risk_fit import found, least, look, written
-from reward.wording import WEIGHTS, Message, cross_scores, fit
+from reward.recall import WrittenMessage
+from reward.risk import beside_words, plain_words
+from reward.risk_fit import least, look, written
+from reward.wording import WEIGHTS, Message
+from reward.wording_fit import cross_scores, fit
 from sft.curate import project_demonstrations
-from sft.files import write_json
+from sft.files import to_json, write_text
 from sft.runs import run_script
 from sft.simulator import practice_prompts
 
 TESTS = Path("tests/data/risk_messages.jsonl")
 PEOPLE = 1200  # of the practice clinic; those in a crisis are left out
+SHORT = 60  # words
 
 
 def taught() -> list[tuple[Message, bool]]:
@@ -34,10 +36,7 @@ def taught() -> list[tuple[Message, bool]]:
 
 
 def longer() -> list[str]:
-    """Return the user turns of each of the project's demonstrations that tells of no crisis.
-
-    What people write at length has more windows, and each is a chance to be wrong.
-    """
+    """Return the user turns of each of the project's demonstrations that tells of no crisis."""
     prompts = {d.prompt_id: d.prompt for d in project_demonstrations() if d.risk != "crisis"}
     return ["\n".join(m["content"] for m in p if m["role"] == "user") for p in prompts.values()]
 
@@ -45,35 +44,36 @@ def longer() -> list[str]:
 def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    told = "share of {} that patterns or words may call a crisis, 0..1"
-    short = told.format("written messages without risk")
-    parser.add_argument("--false_alarms", type=float, default=0.075, help=short)
-    parser.add_argument("--long_alarms", type=float, default=0.05, help=told.format("longer ones"))
+    told = "share of {} without risk that may be called crises, 0..1"
+    short = told.format(f"messages of up to {SHORT} words")
+    parser.add_argument("--false_alarms", type=float, default=0.1, help=short)
+    parser.add_argument("--long_alarms", type=float, default=0.1, help=told.format("longer ones"))
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
     args = parser.parse_args()
-    rows, long, more = written(TESTS), longer(), taught()
-    texts = [row.text for row in rows] + long
-    said = [plain_words(text) for text in texts]
-    crisis = [row.risk == "crisis" for row in rows] + [False] * len(long)
-    scores, known = np.array(cross_scores(said, crisis, more)), np.array([*map(found, texts)])
-    calm = np.array([row.risk == "none" for row in rows] + [False] * len(long))
-    by_short = least(scores[calm], known[calm], args.false_alarms)
-    by_long = least(scores[len(rows) :], known[len(rows) :], args.long_alarms)
-    threshold = max(by_short, by_long)
-    print(f"threshold {by_short:.2f} for written messages, {by_long:.2f} for longer ones")
-    print("cross-validated: messages read as a crisis by words alone")
-    kinds = np.array([row.kind for row in rows] + ["longer"] * len(long))
-    some = {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
-    for kind, here in (some | {"no risk": calm}).items():
-        alone = scores[here] > threshold
-        both = (alone | known[here]).mean()
-        print(f"  {kind:10} {alone.mean():6.1%} of {int(here.sum())}; with the patterns {both:.1%}")
-    every = [*zip(said, crisis, strict=True), *more]
-    fitted = fit([message for message, _ in every], [is_crisis for _, is_crisis in every])
-    weights = {name: round(weight, 4) for name, weight in fitted.weights.items()}
-    kept = {"threshold": float(np.floor(100 * threshold + 1) / 100), "bias": round(fitted.bias, 4)}
-    write_json(args.out, kept | {"weights": weights})
-    print(f"{len(weights)} features: {args.out}")
+    rows, more = written(TESTS), taught()
+    rows += [WrittenMessage(text, "none", "longer", "look", "project") for text in longer()]
+    said, crisis = [plain_words(row.text) for row in rows], [row.risk == "crisis" for row in rows]
+    units = [row.author or str(at) for at, row in enumerate(rows)]
+    beside = np.array([beside_words(row.text) for row in rows])
+    scores = np.array(cross_scores(said, crisis, more, families=units)) + beside
+    # Only of an author who was left out is it known how new wording is read.
+    new = np.array([bool(row.author) for row in rows])
+    calm = new & np.array([row.risk == "none" for row in rows])
+    short = np.array([len(row.text.split()) <= SHORT for row in rows])
+    by_short = least(scores[calm & short], args.false_alarms)
+    by_long = least(scores[calm & ~short], args.long_alarms)
+    threshold = float(np.floor(100 * max(by_short, by_long) + 1) / 100)
+    print(f"threshold {by_short:.2f} for messages of up to {SHORT} words, {by_long:.2f} for longer")
+    print("read as a crisis, cross-validated by author: up to that many words, and longer")
+    for kind in dict.fromkeys(row.kind for row in rows):
+        here = new & np.array([row.kind == kind for row in rows])
+        parts = (scores[here & some] >= threshold for some in (short, ~short))
+        print(f"  {kind:10}", *(f"{p.mean() if p.size else 0:6.1%} of {p.size}" for p in parts))
+    fitted = fit([*said, *(message for message, _ in more)], [*crisis, *(told for _, told in more)])
+    weights = {"weights": {name: round(weight, 3) for name, weight in fitted.weights.items()}}
+    kept = {"threshold": threshold, "bias": round(fitted.bias, 4)} | weights
+    write_text(args.out, to_json(kept) + "\n")
+    print(f"{len(fitted.weights)} features: {args.out}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import yaml
 from reward.injection import WEIGHTS, WrittenText, judge_directed, kinds_of_words, patterns_find
 from reward.lexicon import ASSETS
 from reward.recall import near_copies
-from reward.wording import fit, load_wording, windows
+from reward.wording import load_wording, windows
+from reward.wording_fit import fit
 from sft.curate import project_rows
 from sft.files import read_rows
 
