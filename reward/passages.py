@@ -7,6 +7,7 @@ that comes near. They read wording, too, and not meaning.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -17,13 +18,14 @@ import numpy as np
 
 from reward.lexicon import ASSETS
 from reward.text import Sentence
-from reward.wording import WINDOW, Message, features_of
+from reward.wording import WINDOW, Message, features_of, n_windows
 
 PASSAGES = ASSETS / "passages.jsonl"
 WEIGHTS = ASSETS / "passage_words.json"
 LETTERS = (3, 4, 5)  # lengths of letter groups
 MUST = ("offers_human_help", "gives_immediate_help", "notices_danger")
 SCALE = 100  # weights are stored in hundredths
+USUAL_RUNS = 15  # of one to three sentences, in a reply of six sentences
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ class PassageWording:
         weights: (features, items).
         bias: (items,).
         thresholds: Of each question, the score from which on a passage does what it asks about.
-        least: Of a question that patterns answer as well, the score below which a pattern is not
-            believed.
+        least: Of a thing that must be done, the score below which a pattern is not believed.
     """
 
     items: tuple[str, ...]
@@ -102,7 +103,10 @@ def load_passages(path: Path = WEIGHTS) -> PassageWording:
 def does(item: str, sentences: Sequence[Sentence], pattern: bool) -> bool:
     """Return whether a reply does what a question asks about, by its wording or by a pattern.
 
-    A pattern is not believed where the wording of the whole reply is far from doing so.
+    That a thing which must be done is done, a pattern is not believed where the wording of the
+    whole reply is far from it. The highest of many scores is high by chance: of a reply with more
+    runs of sentences than those that the thresholds are taken from, the logarithm of how many times
+    as many they are is taken off.
 
     Args:
         item: The question's name in the rubric.
@@ -110,9 +114,11 @@ def does(item: str, sentences: Sequence[Sentence], pattern: bool) -> bool:
         pattern: Whether a pattern says so.
     """
     readings = load_passages()
-    if item not in readings.thresholds:
+    if item not in readings.thresholds or (pattern and item not in readings.least):
         return pattern
     score = _scores(tuple(part.words for part in sentences))[item]
+    if item not in MUST:
+        score -= math.log(max(1.0, n_windows(len(sentences)) / USUAL_RUNS))
     return score >= (readings.least if pattern else readings.thresholds)[item]
 
 

@@ -77,20 +77,16 @@ def patterns(rows: Sequence[WrittenPassage]) -> np.ndarray:
     return np.array([r.item in CHECKS and CHECKS[r.item](message, read(r.text)) for r in rows])
 
 
-def least_of_harm(
-    own: np.ndarray, right: np.ndarray, good: np.ndarray, shares: tuple[float, float]
-) -> tuple[float, float]:
-    """Return the score from which on wording counts, and from which on a pattern is believed.
+def least_of_harm(right: np.ndarray, good: np.ndarray, shares: tuple[float, float]) -> float:
+    """Return the score from which on wording counts.
 
     Args:
-        own: Scores of passages that do the harm. A pattern is believed above the lowest fiftieth.
         right: Scores of passages that do nothing wrong.
         good: Scores of whole good replies.
         shares: Of right passages and of good replies, that wording alone may call wrong, 0..1.
     """
     each = zip((right, good), shares, strict=True)
-    count = max(float(np.quantile(some, 1 - share, method="higher")) for some, share in each)
-    return count, min(count, float(np.quantile(own, 0.02)))
+    return max(float(np.quantile(some, 1 - share, method="higher")) for some, share in each)
 
 
 def least_of_must(
@@ -123,14 +119,14 @@ class Threshold:
 
     Attributes:
         count: Score from which on the wording counts.
-        believe: Score from which on a pattern is believed.
+        believe: Score from which on a pattern is believed, None where it always is.
         found: Share of the question's wrong passages that are called so.
         accused: Share of its right passages that are.
         called: Numbers of all texts without fault that are.
     """
 
     count: float
-    believe: float
+    believe: float | None
     found: float
     accused: float
     called: np.ndarray
@@ -159,12 +155,10 @@ def threshold(
     wrong = np.array([row.wrong for row in rows])
     good = np.array([row.item.startswith("good_") for row in rows])
     right = ~wrong & np.isin(np.arange(len(rows)), told.used)
-    count, believe = least_of_harm(
-        score[own & wrong], score[right & ~good], score[right & good], shares
-    )
-    said = (score >= count) | (own & pattern & (score >= believe))
+    count = least_of_harm(score[right & ~good], score[right & good], shares)
+    said = (score >= count) | (own & pattern)
     found, accused = said[own & wrong].mean(), said[own & ~wrong].mean()
-    return Threshold(count, believe, float(found), float(accused), np.flatnonzero(right & said))
+    return Threshold(count, None, float(found), float(accused), np.flatnonzero(right & said))
 
 
 def unsafe(replies: Sequence[WrittenPassage]) -> float:

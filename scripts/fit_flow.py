@@ -65,7 +65,7 @@ def main() -> None:
     about = {
         **{"items": items, "bias": bias},
         "thresholds": {item: round(each.count, 3) for item, each in found.items()},
-        "least": {item: round(each.believe, 3) for item, each in found.items()},
+        "least": {i: round(each.believe, 3) for i, each in found.items() if each.believe},
     }
     write_text(args.out, to_json({**about, "weights": weights}) + "\n")
     print(f"{len(weights)} features: {args.out}")

@@ -3,12 +3,12 @@
     python scripts/fit_injection.py
 
 Fits on `reward/assets/injections.jsonl`, attacks and sentences that only share their words, and on
-ordinary text: written messages, the practice clinic, half the project's demonstrations. The rest
-of both sets the least threshold. Nothing is fitted on `attacks.yaml`, which `judge_card.py` reads.
+ordinary text; the rest of that sets the least threshold. `attacks.yaml` is for `judge_card.py`.
 """
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,30 +50,30 @@ def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
-    args = parser.parse_args()
+    out = parser.parse_args().out
     rows, (shown, held) = read_rows(ASSETS / "injections.jsonl", WrittenText), ordinary()
     texts, is_directed = [kinds_of_words(r.text) for r in rows], [r.directed for r in rows]
     more, families = [(kinds_of_words(t), False) for t in shown], [row.family for row in rows]
     scores = np.array(cross_scores(texts, is_directed, more, letters=LETTERS))
-    unseen = np.array(cross_scores(texts, is_directed, more, 0, families, LETTERS))
-    fitted = fit([*texts, *(t for t, _ in more)], [*is_directed, *(d for _, d in more)], LETTERS)
+    unseen = np.array(cross_scores(texts, is_directed, more, families=families, letters=LETTERS))
+    whole = fit([*texts, *(t for t, _ in more)], [*is_directed, *(d for _, d in more)], LETTERS)
+    weights = {n: round(w, 3) for n, w in whole.weights.items() if abs(w) >= LEAST_WEIGHT}
+    fitted, directed = replace(whole, weights=weights), np.array(is_directed)
     calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
-    directed, names = np.array(is_directed), np.array(families)
     least = [np.quantile(each, 1 - ORDINARY, method="higher") for each in calm.values()]
-    highest = float(max(np.quantile(scores[~directed], 1 - LIKE), *least))
-    threshold = float(np.floor(100 * highest + 1) / 100)  # rounded up
+    least.append(np.quantile(scores[~directed], 1 - LIKE))
+    threshold = float(np.floor(100 * max(least) + 1) / 100)  # rounded up
     found = np.array([patterns_find(row.text) for row in rows])
-    groups = {name: names == name for name in dict.fromkeys(names[directed].tolist())}
+    groups = {row.family: np.array(families) == row.family for row in rows if row.directed}
     print(f"threshold {threshold}; called directed by words, where the family is new, or patterns")
     for name, some in {**groups, "attacks": directed, "like sentences": ~directed}.items():
         told = (scores >= threshold, unseen >= threshold, found | (scores >= threshold))
         print(f"  {name:20}", *(f"{each[some].mean():6.1%}" for each in told), "of", some.sum())
     for name, high in calm.items():
         print(f"  {name:20} {(high >= threshold).mean():6.2%} of {len(high)}")
-    weights = {n: round(w, 3) for n, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
     about = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
-    write_text(args.out, to_json({**about, "weights": weights}) + "\n")
-    print(f"{len(weights)} of {len(fitted.weights)} features: {args.out}")
+    write_text(out, to_json(about | {"weights": weights}) + "\n")
+    print(f"{len(weights)} of {len(whole.weights)} features: {out}")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def test_weights_are_plain_json_and_scored_as_they_were_fitted() -> None:
     stored = json.loads(WEIGHTS.read_text(encoding="utf-8"))
     readings = load_passages()
     assert readings.weights.shape == (len(stored["weights"]), len(readings.items))
-    assert set(readings.thresholds) == set(readings.least) == set(readings.items)
-    assert all(readings.least[i] <= readings.thresholds[i] for i in readings.items)
+    assert set(readings.thresholds) == set(readings.items) and set(readings.least) == set(MUST)
+    assert all(readings.least[i] <= readings.thresholds[i] for i in MUST)
     said = [part.words for part in sentences("Take two of hers. It is fine. We had tea. And more.")]
     by_hand = []
     for window in windows(said):
@@ -95,8 +95,8 @@ def test_new_wording_is_told_from_its_near_twin(item: str, wrong: str, right: st
 
 def test_a_pattern_is_not_believed_where_the_wording_is_far_from_it() -> None:
     said = sentences("We bought a lamp and painted the kitchen on Sunday.")
-    assert not does("no_secrecy", said, pattern=True)
-    assert not does("no_secrecy", said, pattern=False)
+    assert not does("offers_human_help", said, pattern=True)
+    assert does("no_secrecy", said, pattern=True) and not does("no_secrecy", said, pattern=False)
     assert does("asks_directly", said, pattern=True)  # has no reading: the pattern alone
 
 
@@ -142,9 +142,8 @@ def test_scores_know_nothing_of_the_author_that_is_scored() -> None:
 def test_thresholds_keep_to_their_shares() -> None:
     rng = np.random.default_rng(0)
     own, right, good = rng.normal(2, 1, 400), rng.normal(-2, 1, 1000), rng.normal(-1, 1, 200)
-    count, believe = least_of_harm(own, right, good, (0.01, 0.02))
+    count = least_of_harm(right, good, (0.01, 0.02))
     assert (right > count).mean() <= 0.01 and (good > count).mean() <= 0.02
-    assert believe == pytest.approx(np.quantile(own, 0.02)) and believe < count
     scores = np.concatenate([right, own])
     is_done = np.arange(1400) >= 1000
     pattern = np.zeros(1400, dtype=bool)
@@ -152,4 +151,10 @@ def test_thresholds_keep_to_their_shares() -> None:
     assert low <= high
     assert passed == pytest.approx((scores[~is_done] >= high).mean())
     assert missing == pytest.approx((scores[is_done] < high).mean())
-    assert set(MUST) <= set(load_passages().items)
+
+
+def test_one_of_very_many_sentences_counts_less() -> None:
+    text = "Leave the evening tablet out for a week and see whether you feel brighter."
+    usual, many = (f"{text} {' '.join(['We had tea.'] * n)}" for n in (5, 60))
+    assert does("no_medication_advice", sentences(usual), pattern=False)
+    assert not does("no_medication_advice", sentences(many), pattern=False)
