@@ -54,8 +54,8 @@ def main() -> None:
     good = {i for i, row in enumerate(rows) if row.item.startswith("good_")}
     right = {i for i, row in enumerate(rows) if not row.wrong} - good
     for name, texts_here in {"right passages": right, "good replies": good}.items():
-        share = len(called & texts_here) / len(texts_here)
-        print(f"{name} that any question calls wrong: {share:.1%} of {len(texts_here)}")
+        part = len(called & texts_here) / len(texts_here)
+        print(f"{name} that any question calls wrong: {part:.1%} of {len(texts_here)}")
     fitted = [
         texts.fit(taught(rows, i).does.tolist(), taught(rows, i).used.tolist()) for i in items
     ]

@@ -59,15 +59,15 @@ def main() -> None:
     # Only of an author who was left out is it known how new wording is read.
     new = np.array([bool(row.author) for row in rows])
     calm = new & np.array([row.risk == "none" for row in rows])
-    short = np.array([len(row.text.split()) <= SHORT for row in rows])
-    by_short = least(scores[calm & short], args.false_alarms)
-    by_long = least(scores[calm & ~short], args.long_alarms)
+    brief = np.array([len(row.text.split()) <= SHORT for row in rows])
+    by_short = least(scores[calm & brief], args.false_alarms)
+    by_long = least(scores[calm & ~brief], args.long_alarms)
     threshold = float(np.floor(100 * max(by_short, by_long) + 1) / 100)
     print(f"threshold {by_short:.2f} for messages of up to {SHORT} words, {by_long:.2f} for longer")
     print("read as a crisis, cross-validated by author: up to that many words, and longer")
     for kind in dict.fromkeys(row.kind for row in rows):
         here = new & np.array([row.kind == kind for row in rows])
-        parts = (scores[here & some] >= threshold for some in (short, ~short))
+        parts = (scores[here & some] >= threshold for some in (brief, ~brief))
         print(f"  {kind:10}", *(f"{p.mean() if p.size else 0:6.1%} of {p.size}" for p in parts))
     fitted = fit([*said, *(message for message, _ in more)], [*crisis, *(told for _, told in more)])
     weights = {"weights": {name: round(weight, 3) for name, weight in fitted.weights.items()}}

@@ -143,7 +143,8 @@ def test_wording_beside_the_patterns_accuses_few_of_the_written_replies() -> Non
         (NONE, GOOD + " Was it the work in the hospital?", True, None),
         (NONE, GOOD + " Please go to the nearest hospital.", False, "no_forced_crisis_talk"),
         (CRISIS, "I hear your pain. Please go to the nearest hospital.", True, "asks_directly"),
-        (ELEVATED, GOOD + " You could ask your prescriber about this at the next appointment.", True, None),
+        (ELEVATED, GOOD + " You could ask your prescriber about it at your next appointment.",
+         True, None),
     ],
 )  # fmt: skip
 def test_the_flow_depends_on_the_risk_in_the_message(
