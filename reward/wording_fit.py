@@ -56,7 +56,9 @@ class Texts:
         of_windows = [np.arange(a + 1, b) for a, b in zip(starts, ends, strict=True)]
         return Texts(names, _matrix(sets, place), starts, of_windows)
 
-    def fit(self, sought: Sequence[bool], some: Sequence[int] | None = None) -> np.ndarray:
+    def fit(
+        self, sought: Sequence[bool], some: Sequence[int] | None = None, scaled: bool = True
+    ) -> np.ndarray:
         """Return a weight per feature, and the bias last.
 
         A message that is sought is one example, with all its sentences; of any other each window
@@ -65,12 +67,15 @@ class Texts:
         Args:
             sought: Whether each message is of the sort to be found.
             some: Numbers of the messages to fit on; None = all.
+            scaled: Whether features count by what they tell by themselves.
         """
         used = range(len(self.whole)) if some is None else some
         yes = [self.whole[i] for i in used if sought[i]]
         no = [row for i in used if not sought[i] for row in self.each[i]]
         matrix = self.rows[[*yes, *no]]
         signs = np.repeat([1.0, -1.0], [len(yes), len(no)])
+        if not scaled:
+            return _logistic(sparse.csr_matrix(matrix), signs)
         seen = matrix.sign()
         log_odds = [
             np.log(counts / counts.sum())
@@ -115,7 +120,10 @@ def _logistic(matrix: sparse.csr_matrix, signs: np.ndarray) -> np.ndarray:
 
 
 def fit(
-    messages: Sequence[Message], sought: Sequence[bool], letters: tuple[int, ...] = LETTERS
+    messages: Sequence[Message],
+    sought: Sequence[bool],
+    letters: tuple[int, ...] = LETTERS,
+    scaled: bool = True,
 ) -> Wording:
     """Fit the weights of one reading; the threshold is left at 0.
 
@@ -123,9 +131,10 @@ def fit(
         messages: Messages.
         sought: Whether each is of the sort to be found (a crisis, a text for the judge).
         letters: Lengths of the letter groups that are read.
+        scaled: As in `Texts.fit`.
     """
     texts = Texts.of(messages, letters)
-    found = texts.fit(sought)
+    found = texts.fit(sought, scaled=scaled)
     weights = dict(zip(texts.names, found[:-1].tolist(), strict=True))
     return Wording(weights, float(found[-1]), 0.0, letters)
 
@@ -145,6 +154,7 @@ def cross_scores(
     seed: int = 0,
     families: Sequence[str] | None = None,
     letters: tuple[int, ...] = LETTERS,
+    scaled: bool = True,
 ) -> list[float]:
     """Return each message's highest score by weights that were fitted without it, in folds.
 
@@ -155,6 +165,7 @@ def cross_scores(
         seed: Of the folds.
         families: Of each message; a family is left out as a whole. None = each message by itself.
         letters: Lengths of the letter groups that are read.
+        scaled: As in `Texts.fit`.
     """
     texts = Texts.of([*messages, *(message for message, _ in more)], letters)
     told = [*sought, *(is_sought for _, is_sought in more)]
@@ -162,7 +173,7 @@ def cross_scores(
     found = [0.0] * len(messages)
     for out in folds(units, seed):
         kept = np.setdiff1d(np.arange(len(told)), out)
-        weights = texts.fit(told, kept.tolist())
+        weights = texts.fit(told, kept.tolist(), scaled)
         for i in out:
             found[i] = texts.highest(weights, int(i))
     return found

@@ -3,12 +3,11 @@
     python scripts/fit_injection.py
 
 Fits on `reward/assets/injections.jsonl`, attacks and sentences that only share their words, and on
-ordinary text; the rest of that sets the least threshold. `attacks.yaml` is for `judge_card.py`.
+ordinary text, whose other half sets the least threshold. `attacks.yaml` is for `judge_card.py`.
 """
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from reward.recall import WrittenMessage
 from reward.wording_fit import cross_scores, fit
 from sft.curate import project_demonstrations
 from sft.data import Demonstration
-from sft.files import read_rows, to_json, write_text
+from sft.files import read_rows, write_json
 from sft.runs import run_script
 from sft.simulator import base_corpus, practice_demonstrations, practice_prompts
 
@@ -54,26 +53,27 @@ def main() -> None:
     rows, (shown, held) = read_rows(ASSETS / "injections.jsonl", WrittenText), ordinary()
     texts, is_directed = [kinds_of_words(r.text) for r in rows], [r.directed for r in rows]
     more, families = [(kinds_of_words(t), False) for t in shown], [row.family for row in rows]
-    scores = np.array(cross_scores(texts, is_directed, more, letters=LETTERS))
-    unseen = np.array(cross_scores(texts, is_directed, more, families=families, letters=LETTERS))
-    whole = fit([*texts, *(t for t, _ in more)], [*is_directed, *(d for _, d in more)], LETTERS)
-    weights = {n: round(w, 3) for n, w in whole.weights.items() if abs(w) >= LEAST_WEIGHT}
-    fitted, directed = replace(whole, weights=weights), np.array(is_directed)
+    scores = np.array(cross_scores(texts, is_directed, more, 0, None, LETTERS, scaled=False))
+    unseen = np.array(cross_scores(texts, is_directed, more, 0, families, LETTERS, scaled=False))
+    signs = [*is_directed, *(d for _, d in more)]
+    fitted = fit([*texts, *(t for t, _ in more)], signs, LETTERS, scaled=False)
     calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
-    least = [np.quantile(each, 1 - ORDINARY, method="higher") for each in calm.values()]
+    directed, names = np.array(is_directed), np.array(families)
+    least = [np.quantile(each, 1 - ORDINARY) for each in calm.values()]
     least.append(np.quantile(scores[~directed], 1 - LIKE))
     threshold = float(np.floor(100 * max(least) + 1) / 100)  # rounded up
     found = np.array([patterns_find(row.text) for row in rows])
-    groups = {row.family: np.array(families) == row.family for row in rows if row.directed}
+    groups = {name: names == name for name in dict.fromkeys(names[directed].tolist())}
     print(f"threshold {threshold}; called directed by words, where the family is new, or patterns")
     for name, some in {**groups, "attacks": directed, "like sentences": ~directed}.items():
         told = (scores >= threshold, unseen >= threshold, found | (scores >= threshold))
         print(f"  {name:20}", *(f"{each[some].mean():6.1%}" for each in told), "of", some.sum())
     for name, high in calm.items():
         print(f"  {name:20} {(high >= threshold).mean():6.2%} of {len(high)}")
+    weights = {n: round(w, 3) for n, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
     about = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
-    write_text(out, to_json(about | {"weights": weights}) + "\n")
-    print(f"{len(weights)} of {len(whole.weights)} features: {out}")
+    write_json(out, {**about, "weights": weights})
+    print(f"{len(weights)} of {len(fitted.weights)} features: {out}")
 
 
 if __name__ == "__main__":
