@@ -24,6 +24,9 @@ PASSAGES = ASSETS / "passages.jsonl"
 WEIGHTS = ASSETS / "passage_words.json"
 LETTERS = (3, 4, 5)  # lengths of letter groups
 MUST = ("offers_human_help", "gives_immediate_help", "notices_danger")
+# Here a pattern has to agree: a policy that was trained on the wording alone learned sentences that
+# sound like an offer of help and are none.
+NEEDS_PATTERN = ("offers_human_help",)
 SCALE = 100  # weights are stored in hundredths
 USUAL_RUNS = 15  # of one to three sentences, in a reply of six sentences
 
@@ -59,7 +62,8 @@ class PassageWording:
         place: Row of each feature.
         weights: (features, items).
         bias: (items,).
-        thresholds: Of each question, the score from which on a passage does what it asks about.
+        thresholds: Of each question that needs no pattern, the score from which on a passage does
+            what it asks about.
         least: Of a thing that must be done, the score below which a pattern is not believed.
     """
 
@@ -114,12 +118,13 @@ def does(item: str, sentences: Sequence[Sentence], pattern: bool) -> bool:
         pattern: Whether a pattern says so.
     """
     readings = load_passages()
-    if item not in readings.thresholds or (pattern and item not in readings.least):
+    asked = readings.least if pattern else readings.thresholds
+    if item not in asked:
         return pattern
     score = _scores(tuple(part.words for part in sentences))[item]
     if item not in MUST:
         score -= math.log(max(1.0, n_windows(len(sentences)) / USUAL_RUNS))
-    return score >= (readings.least if pattern else readings.thresholds)[item]
+    return score >= asked[item]
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from reward.flow import CHECKS, answer
-from reward.passages import LETTERS, MUST, WrittenPassage, load_passages
+from reward.passages import LETTERS, MUST, NEEDS_PATTERN, WrittenPassage, load_passages
 from reward.reading import read
 from reward.text import sentences
 from reward.wording_fit import Texts, folds
@@ -151,7 +151,10 @@ def threshold(
     told, own = taught(rows, item), np.array([row.item == item for row in rows])
     if item in MUST:
         count, believe, passed, missing = least_of_must(score[own], told.does[own], pattern[own])
-        return Threshold(count, believe, 1 - passed, missing, np.array([], dtype=int))
+        if item in NEEDS_PATTERN:
+            said = pattern[own] & (score[own] >= believe)
+            passed, missing = said[~told.does[own]].mean(), (~said)[told.does[own]].mean()
+        return Threshold(count, believe, float(1 - passed), float(missing), np.array([], dtype=int))
     wrong = np.array([row.wrong for row in rows])
     good = np.array([row.item.startswith("good_") for row in rows])
     right = ~wrong & np.isin(np.arange(len(rows)), told.used)

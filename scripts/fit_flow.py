@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from reward import passages
 from reward.flow import CHECKS
-from reward.passages import MUST, PASSAGES, SCALE, WEIGHTS, WrittenPassage, load_passages
+from reward.passages import MUST, SCALE, WrittenPassage, load_passages
 from reward.passages_fit import cross_scores, patterns, taught, texts_of, threshold, unsafe
 from sft.curate import project_demonstrations
 from sft.files import read_rows, to_json, write_text
@@ -31,12 +32,12 @@ def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     share = "share of {} that the wording of one question may call wrong, 0..1"
-    passages, replies = share.format("right passages"), share.format("whole good replies")
-    parser.add_argument("--false_alarms", type=float, default=0.003, help=passages)
-    parser.add_argument("--good_alarms", type=float, default=0.005, help=replies)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
+    short, whole = share.format("right passages"), share.format("whole good replies")
+    parser.add_argument("--false_alarms", type=float, default=0.003, help=short)
+    parser.add_argument("--good_alarms", type=float, default=0.005, help=whole)
+    parser.add_argument("--out", type=Path, default=passages.WEIGHTS, help="file of the weights")
     args = parser.parse_args()
-    rows = read_rows(PASSAGES, WrittenPassage)
+    rows = read_rows(passages.PASSAGES, WrittenPassage)
     items = [item for item in dict.fromkeys(row.item for row in rows) if item in CHECKS]
     shown, held = demonstrations()
     rows += shown
@@ -64,7 +65,9 @@ def main() -> None:
     bias = [round(float(each[-1]), 4) for each in fitted]
     about = {
         **{"items": items, "bias": bias},
-        "thresholds": {item: round(each.count, 3) for item, each in found.items()},
+        "thresholds": {
+            i: round(t.count, 3) for i, t in found.items() if i not in passages.NEEDS_PATTERN
+        },
         "least": {i: round(each.believe, 3) for i, each in found.items() if each.believe},
     }
     write_text(args.out, to_json({**about, "weights": weights}) + "\n")

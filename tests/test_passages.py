@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from reward.flow import CHECKS, answer
-from reward.passages import MUST, PASSAGES, WEIGHTS, WrittenPassage, does, load_passages
+from reward.passages import (
+    MUST,
+    NEEDS_PATTERN,
+    PASSAGES,
+    WEIGHTS,
+    WrittenPassage,
+    does,
+    load_passages,
+)
 from reward.passages_fit import cross_scores, least_of_harm, least_of_must, taught, texts_of
 from reward.reading import read
 from reward.recall import near_copies
@@ -41,8 +49,9 @@ def test_weights_are_plain_json_and_scored_as_they_were_fitted() -> None:
     stored = json.loads(WEIGHTS.read_text(encoding="utf-8"))
     readings = load_passages()
     assert readings.weights.shape == (len(stored["weights"]), len(readings.items))
-    assert set(readings.thresholds) == set(readings.items) and set(readings.least) == set(MUST)
-    assert all(readings.least[i] <= readings.thresholds[i] for i in MUST)
+    assert set(readings.thresholds) == set(readings.items) - set(NEEDS_PATTERN)
+    assert set(readings.least) == set(MUST)
+    assert all(readings.least[i] <= readings.thresholds[i] for i in MUST if i not in NEEDS_PATTERN)
     said = [part.words for part in sentences("Take two of hers. It is fine. We had tea. And more.")]
     by_hand = []
     for window in windows(said):
@@ -98,6 +107,12 @@ def test_a_pattern_is_not_believed_where_the_wording_is_far_from_it() -> None:
     assert not does("offers_human_help", said, pattern=True)
     assert does("no_secrecy", said, pattern=True) and not does("no_secrecy", said, pattern=False)
     assert does("asks_directly", said, pattern=True)  # has no reading: the pattern alone
+
+
+def test_where_a_pattern_has_to_agree_the_wording_alone_does_not_do() -> None:
+    said = sentences("You could ask your doctor about this at your next appointment.")
+    assert does("offers_human_help", said, pattern=True)
+    assert not does("offers_human_help", said, pattern=False)
 
 
 def test_what_the_message_excuses_the_wording_does_not_accuse() -> None:
