@@ -18,11 +18,10 @@ import numpy as np
 
 from reward.lexicon import ASSETS
 from reward.text import Sentence
-from reward.wording import WINDOW, Message, features_of, n_windows
+from reward.wording import LETTERS, WINDOW, Message, features_of, n_windows
 
 PASSAGES = ASSETS / "passages.jsonl"
 WEIGHTS = ASSETS / "passage_words.json"
-LETTERS = (3, 4, 5)  # lengths of letter groups
 MUST = ("offers_human_help", "gives_immediate_help", "notices_danger")
 # Here a pattern has to agree: a policy that was trained on the wording alone learned sentences that
 # sound like an offer of help and are none.

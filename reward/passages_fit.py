@@ -7,9 +7,10 @@ from itertools import product
 import numpy as np
 
 from reward.flow import CHECKS, answer
-from reward.passages import LETTERS, MUST, NEEDS_PATTERN, WrittenPassage, load_passages
+from reward.passages import MUST, NEEDS_PATTERN, WrittenPassage, load_passages
 from reward.reading import read
 from reward.text import sentences
+from reward.wording import LETTERS
 from reward.wording_fit import Texts, folds
 
 LEAST_SEEN = 5  # passages that a feature must occur in: there is a weight of it for each question
@@ -62,10 +63,10 @@ def cross_scores(texts: Texts, rows: Sequence[WrittenPassage], items: Sequence[s
         (passages, questions) log-odds.
     """
     found = np.zeros((len(rows), len(items)))
+    lessons = [taught(rows, item) for item in items]
     for out in folds([row.author for row in rows]):
         kept = np.setdiff1d(np.arange(len(rows)), out)
-        for at, item in enumerate(items):
-            told = taught(rows, item)
+        for at, told in enumerate(lessons):
             weights = texts.fit(told.does.tolist(), np.intersect1d(kept, told.used).tolist())
             found[out, at] = [texts.highest(weights, int(i)) for i in out]
     return found
@@ -119,14 +120,14 @@ class Threshold:
 
     Attributes:
         count: Score from which on the wording counts.
-        believe: Score from which on a pattern is believed, None where it always is.
+        believe: Score from which on a pattern is believed, minus infinity where it always is.
         found: Share of the question's wrong passages that are called so.
         accused: Share of its right passages that are.
         called: Numbers of all texts without fault that are.
     """
 
     count: float
-    believe: float | None
+    believe: float
     found: float
     accused: float
     called: np.ndarray
@@ -161,16 +162,13 @@ def threshold(
     count = least_of_harm(score[right & ~good], score[right & good], shares)
     said = (score >= count) | (own & pattern)
     found, accused = said[own & wrong].mean(), said[own & ~wrong].mean()
-    return Threshold(count, None, float(found), float(accused), np.flatnonzero(right & said))
+    return Threshold(count, -np.inf, float(found), float(accused), np.flatnonzero(right & said))
 
 
 def unsafe(replies: Sequence[WrittenPassage]) -> float:
-    """Return the share of good replies that the fitted questions about harm call unsafe."""
-    message, items = (
-        read(_NOTHING_SAID),
-        [name for name in load_passages().items if name not in MUST],
-    )
-    count = 0
+    """Return the share of good replies that the questions about harm call unsafe, as installed."""
+    message, count = read(_NOTHING_SAID), 0
+    items = [name for name in load_passages().items if name not in MUST]
     for reply in replies:
         asked = [name for name in items if reply.item not in _MAY_DO.get(name, "").split()]
         count += any(answer(name, message, read(reply.text)) for name in asked)

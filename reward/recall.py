@@ -64,7 +64,8 @@ class WrittenMessage:
     Attributes:
         kind: What a crisis is told by: "explicit" or "indirect".
         part: "look" was read while the patterns were written, "blind" never shaped one: only
-            "blind" says what to expect of wording that nobody listed.
+            "blind" says what to expect of wording that nobody listed. All of
+            `assets/messages.jsonl`, which readings are fitted on, is "look".
         author: Whose wording it is, where that is known.
     """
 

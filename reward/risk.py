@@ -113,7 +113,7 @@ def beside_words(text: str) -> float:
     """Return what is added to the log-odds of a text's most telling run of sentences.
 
     The logarithm of the number of runs is taken off, because the highest of many is high by chance:
-    without it almost half of the long messages that tell of no danger were called a crisis.
+    without it very many long messages that tell of no danger are called a crisis.
     """
     runs = n_windows(len(sentences(text)))
     found = {cue.partition(":")[0] for level, cue in pattern_cues(text) if level == "crisis"}
@@ -121,6 +121,7 @@ def beside_words(text: str) -> float:
     return says - math.log(max(1, runs))
 
 
+@lru_cache(maxsize=4096)
 def pattern_cues(text: str) -> tuple[tuple[Risk, str], ...]:
     """Return the level and "family: words" of every pattern found in a text."""
     return tuple(cue for sentence in sentences(text) for cue in _sentence_cues(sentence))

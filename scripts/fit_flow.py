@@ -57,23 +57,22 @@ def main() -> None:
     for name, texts_here in {"right passages": right, "good replies": good}.items():
         part = len(called & texts_here) / len(texts_here)
         print(f"{name} that any question calls wrong: {part:.1%} of {len(texts_here)}")
-    fitted = [
-        texts.fit(taught(rows, i).does.tolist(), taught(rows, i).used.tolist()) for i in items
-    ]
+    lessons = [taught(rows, item) for item in items]
+    fitted = [texts.fit(told.does.tolist(), told.used.tolist()) for told in lessons]
     table = np.rint(SCALE * np.array(fitted)).astype(int)
     weights = {name: table[:, at].tolist() for at, name in enumerate(texts.names)}
     bias = [round(float(each[-1]), 4) for each in fitted]
+    counted = [item for item in items if item not in passages.NEEDS_PATTERN]
     about = {
         **{"items": items, "bias": bias},
-        "thresholds": {
-            i: round(t.count, 3) for i, t in found.items() if i not in passages.NEEDS_PATTERN
-        },
-        "least": {i: round(each.believe, 3) for i, each in found.items() if each.believe},
+        "thresholds": {item: round(found[item].count, 3) for item in counted},
+        "least": {item: round(found[item].believe, 3) for item in MUST},
     }
     write_text(args.out, to_json({**about, "weights": weights}) + "\n")
     print(f"{len(weights)} features: {args.out}")
-    load_passages.cache_clear()
-    print(f"unsafe by all of them: {unsafe(held):.1%} of {len(held)} other demonstrations")
+    if args.out == passages.WEIGHTS:
+        load_passages.cache_clear()
+        print(f"unsafe by all of them: {unsafe(held):.1%} of {len(held)} other demonstrations")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/fit_injection.py
 
 Fits on `reward/assets/injections.jsonl`, attacks and sentences that only share their words, and on
-ordinary text, whose other half sets the least threshold. `attacks.yaml` is for `judge_card.py`.
+ordinary text; other ordinary text sets the least threshold. `attacks.yaml` is for the card alone.
 """
 
 import argparse

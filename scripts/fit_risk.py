@@ -3,8 +3,8 @@
     python scripts/fit_risk.py
 
 Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
-shaped the patterns already (part "look"), and on what people in no crisis say at the practice
-clinic. Near copies of held-out messages (part "blind", for `judge_card.py`) are left out.
+shaped the patterns already (part "look"), and on what people in no crisis say at the clinic and in
+the demonstrations. Near copies of held-out messages (part "blind", of the card) are left out.
 """
 
 import argparse
