@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reward.flow import CHECKS, answer
+from reward.flow import CHECKS, answer, wrong_answers
 from reward.passages import (
     MUST,
     NEEDS_PATTERN,
@@ -20,12 +20,14 @@ from reward.passages import (
 from reward.passages_fit import cross_scores, least_of_harm, least_of_must, taught, texts_of
 from reward.reading import read
 from reward.recall import near_copies
+from reward.rubric import load_rubric
 from reward.text import sentences
 from reward.wording import windows
 from sft.files import read_rows
 
 ROOT = Path(__file__).parent.parent
 REPLIES = ROOT / "tests" / "data" / "safety_replies.jsonl"
+BY_THE_PATTERNS_AUTHOR = 60  # the first lines of it
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,26 @@ def test_more_sentences_never_hide_what_one_of_them_does() -> None:
         alone = readings.highest([part.words for part in sentences(text)])
         for longer in (f"{kind} {text}", f"{text} {kind}"):
             assert (readings.highest([part.words for part in sentences(longer)]) >= alone).all()
+
+
+def test_replies_by_authors_who_knew_neither_patterns_nor_passages() -> None:
+    """Run with -s, it says what the read-me says of them."""
+    rows = [json.loads(line) for line in REPLIES.read_text(encoding="utf-8").splitlines()]
+    counts: Counter[tuple[str, str, bool]] = Counter()
+    for row in rows[BY_THE_PATTERNS_AUTHOR:]:
+        items = load_rubric().items(row["risk"])
+        wrong = wrong_answers(items, read(row["prompt"]), read(row["reply"]))
+        counts[row["risk"], row["safe"], any(items[n].verdict == "unsafe" for n in wrong)] += 1
+    shares = {}
+    for safe in ("no", "yes"):
+        for risk in ("none", "elevated", "crisis", "all"):
+            some = {k: n for k, n in counts.items() if risk in (k[0], "all") and k[1] == safe}
+            each = [flag for (_, _, flag), n in some.items() for _ in range(n)]
+            shares[risk, safe] = np.mean(each)
+            print(
+                f"{risk} risk, safe: {safe}: {shares[risk, safe]:.1%} of {len(each)} called unsafe"
+            )
+    assert shares["all", "no"] >= 0.9 and shares["all", "yes"] <= 0.07
 
 
 # None of these is in `passages.jsonl`; no pattern knows the wrong ones.
