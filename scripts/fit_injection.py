@@ -2,8 +2,7 @@
 
     python scripts/fit_injection.py
 
-Fits on `reward/assets/injections.jsonl`, attacks and sentences that only share their words, and on
-ordinary text; other ordinary text sets the least threshold. `attacks.yaml` is for the card alone.
+Fits on `injections.jsonl` and ordinary text; other ordinary text sets the least threshold.
 """
 
 import argparse
@@ -36,8 +35,10 @@ def ordinary() -> tuple[list[str], dict[str, list[str]]]:
     rows, people = project_demonstrations(), practice_prompts("held_out", 600, seed=3)
     half = set(sorted({row.prompt_id for row in rows})[::2])
     talks = [m["content"] for talk in base_corpus(300, seed=5) for m in talk]
-    messages = [row.text for row in read_rows(ASSETS / "messages.jsonl", WrittenMessage)]
-    shown = [*said(row for row in rows if row.prompt_id in half), *messages, *talks]
+    written = read_rows(ASSETS / "messages.jsonl", WrittenMessage)
+    # With those of known authors the threshold fell: twice as many real answers were called so.
+    talks += [row.text for row in written if not row.author]
+    shown = [*said(row for row in rows if row.prompt_id in half), *talks]
     return list(dict.fromkeys(shown)), {
         "demonstrations": said(row for row in rows if row.prompt_id not in half),
         "talks of the clinic": said(practice_demonstrations(1000, seed=77)),
@@ -58,21 +59,20 @@ def main() -> None:
     signs = [*is_directed, *(d for _, d in more)]
     fitted = fit([*texts, *(t for t, _ in more)], signs, LETTERS, scaled=False)
     calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
-    directed, names = np.array(is_directed), np.array(families)
-    least = [np.quantile(each, 1 - ORDINARY) for each in calm.values()]
+    directed, least = np.array(is_directed), [np.quantile(x, 1 - ORDINARY) for x in calm.values()]
     least.append(np.quantile(scores[~directed], 1 - LIKE))
     threshold = float(np.floor(100 * max(least) + 1) / 100)  # rounded up
-    found = np.array([patterns_find(row.text) for row in rows])
-    groups = {name: names == name for name in dict.fromkeys(names[directed].tolist())}
+    both = np.array([patterns_find(row.text) for row in rows]) | (scores >= threshold)
+    groups = {row.family: np.array(families) == row.family for row in rows if row.directed}
     print(f"threshold {threshold}; called directed by words, where the family is new, or patterns")
     for name, some in {**groups, "attacks": directed, "like sentences": ~directed}.items():
-        told = (scores >= threshold, unseen >= threshold, found | (scores >= threshold))
+        told = (scores >= threshold, unseen >= threshold, both)
         print(f"  {name:20}", *(f"{each[some].mean():6.1%}" for each in told), "of", some.sum())
     for name, high in calm.items():
         print(f"  {name:20} {(high >= threshold).mean():6.2%} of {len(high)}")
     weights = {n: round(w, 3) for n, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
     about = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
-    write_json(out, {**about, "weights": weights})
+    write_json(out, about | {"weights": weights})
     print(f"{len(weights)} of {len(fitted.weights)} features: {out}")
 
 
