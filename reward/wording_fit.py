@@ -23,20 +23,37 @@ _RATIO, _FLOOR = 0.5, 0.1  # power of the log-count ratio, and what a feature wi
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """Weights of one reading.
+
+    Attributes:
+        known: Columns of the features that it knows.
+        weights: Of these.
+        bias: Of a window without any.
+    """
+
+    known: np.ndarray
+    weights: np.ndarray
+    bias: float
+
+
+@dataclass(frozen=True)
 class Texts:
     """Messages as rows of features, to fit any number of readings on.
 
     Attributes:
         names: The features, sorted.
-        rows: (rows, features): 1 over the root of a row's features where it has one.
+        rows: (rows, features): 1 where a row has the feature.
         whole: Row of each message with all its sentences.
         each: Rows of each message's windows.
+        least_seen: Messages that a reading has to be fitted on before it knows a feature of them.
     """
 
     names: list[str]
     rows: sparse.csr_matrix
     whole: np.ndarray
     each: list[np.ndarray]
+    least_seen: int
 
     @staticmethod
     def of(
@@ -44,7 +61,7 @@ class Texts:
         letters: tuple[int, ...] = LETTERS,
         least_seen: int = LEAST_SEEN,
     ) -> "Texts":
-        """Read messages; a feature counts that at least `least_seen` of them have."""
+        """Read messages; features that fewer than `least_seen` of them have are left out."""
         parts = [windows(message, letters) for message in messages]
         whole = [frozenset().union(*each) for each in parts]
         seen = Counter(name for names in whole for name in names)
@@ -54,12 +71,16 @@ class Texts:
         sets = [one for all_, each in zip(whole, parts, strict=True) for one in (all_, *each)]
         place = {name: at for at, name in enumerate(names)}
         of_windows = [np.arange(a + 1, b) for a, b in zip(starts, ends, strict=True)]
-        return Texts(names, _matrix(sets, place), starts, of_windows)
+        return Texts(names, _matrix(sets, place), starts, of_windows, least_seen)
 
     def fit(
-        self, sought: Sequence[bool], some: Sequence[int] | None = None, scaled: bool = True
-    ) -> np.ndarray:
-        """Return a weight per feature, and the bias last.
+        self,
+        sought: Sequence[bool],
+        some: Sequence[int] | None = None,
+        scaled: bool = True,
+        shown: Sequence[int] | None = None,
+    ) -> Fitted:
+        """Fit one reading.
 
         A message that is sought is one example, with all its sentences; of any other each window
         is one, because none of them is of the sort.
@@ -68,36 +89,45 @@ class Texts:
             sought: Whether each message is of the sort to be found.
             some: Numbers of the messages to fit on; None = all.
             scaled: Whether features count by what they tell by themselves.
+            shown: Numbers of the messages whose features are known; None = those to fit on.
         """
         used = range(len(self.whole)) if some is None else some
+        read = self.whole[list(used if shown is None else shown)]
+        seen = np.asarray(self.rows[read].sum(axis=0)).ravel()
+        known = np.flatnonzero(seen >= self.least_seen)
         yes = [self.whole[i] for i in used if sought[i]]
         no = [row for i in used if not sought[i] for row in self.each[i]]
-        matrix = self.rows[[*yes, *no]]
+        plain = self.rows[[*yes, *no]][:, known]
+        matrix = _shared_out(plain)
         signs = np.repeat([1.0, -1.0], [len(yes), len(no)])
-        if not scaled:
-            return _logistic(sparse.csr_matrix(matrix), signs)
-        seen = matrix.sign()
-        log_odds = [
-            np.log(counts / counts.sum())
-            for counts in (1 + seen[: len(yes)].sum(axis=0), 1 + seen[len(yes) :].sum(axis=0))
-        ]
-        scale = np.abs(np.asarray(log_odds[0] - log_odds[1]).ravel()) ** _RATIO + _FLOOR
+        scale = np.ones(len(known))
+        if scaled:
+            counts = [1 + part.sum(axis=0) for part in (plain[: len(yes)], plain[len(yes) :])]
+            log_odds = [np.log(count / count.sum()) for count in counts]
+            scale = np.abs(np.asarray(log_odds[0] - log_odds[1]).ravel()) ** _RATIO + _FLOOR
         found = _logistic(sparse.csr_matrix(matrix @ sparse.diags(scale)), signs)
-        return np.append(found[:-1] * scale, found[-1])
+        return Fitted(known, found[:-1] * scale, float(found[-1]))
 
-    def highest(self, weights: np.ndarray, message: int) -> float:
-        """Return the highest score of any window of a message, minus infinity without a word."""
-        scores = self.rows[self.each[message]] @ weights[:-1] + weights[-1]
-        return float(scores.max(initial=-np.inf))
+    def highest(self, fitted: Fitted, messages: Sequence[int]) -> list[float]:
+        """Return each message's highest score of any window, minus infinity without a word."""
+        rows = [self.each[i] for i in messages]
+        windows_of = _shared_out(self.rows[np.concatenate(rows)][:, fitted.known])
+        scores = windows_of @ fitted.weights + fitted.bias
+        parts = np.split(scores, np.cumsum([len(each) for each in rows])[:-1])
+        return [float(part.max(initial=-np.inf)) for part in parts]
 
 
 def _matrix(sets: Sequence[Features], place: dict[str, int]) -> sparse.csr_matrix:
     known = [sorted(place[name] for name in each if name in place) for each in sets]
-    counts = np.array([len(each) for each in known])
-    values = np.repeat(1 / np.sqrt(np.maximum(1, counts)), counts)
-    columns = np.fromiter((at for each in known for at in each), np.int64, int(counts.sum()))
-    edges = np.concatenate([[0], np.cumsum(counts)])
-    return sparse.csr_matrix((values, columns, edges), shape=(len(sets), len(place)))
+    edges = np.concatenate([[0], np.cumsum([len(each) for each in known])])
+    columns = np.fromiter((at for each in known for at in each), np.int64, int(edges[-1]))
+    return sparse.csr_matrix((np.ones(len(columns)), columns, edges), (len(sets), len(place)))
+
+
+def _shared_out(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return rows of ones divided by the root of their number."""
+    counts = np.diff(rows.indptr)
+    return sparse.csr_matrix(sparse.diags(1 / np.sqrt(np.maximum(1, counts))) @ rows)
 
 
 def _logistic(matrix: sparse.csr_matrix, signs: np.ndarray) -> np.ndarray:
@@ -135,8 +165,8 @@ def fit(
     """
     texts = Texts.of(messages, letters)
     found = texts.fit(sought, scaled=scaled)
-    weights = dict(zip(texts.names, found[:-1].tolist(), strict=True))
-    return Wording(weights, float(found[-1]), 0.0, letters)
+    names = [texts.names[at] for at in found.known]
+    return Wording(dict(zip(names, found.weights.tolist(), strict=True)), found.bias, 0.0, letters)
 
 
 def folds(units: Sequence[str], seed: int = 0) -> list[np.ndarray]:
@@ -173,7 +203,7 @@ def cross_scores(
     found = [0.0] * len(messages)
     for out in folds(units, seed):
         kept = np.setdiff1d(np.arange(len(told)), out)
-        weights = texts.fit(told, kept.tolist(), scaled)
-        for i in out:
-            found[i] = texts.highest(weights, int(i))
+        fitted = texts.fit(told, kept.tolist(), scaled)
+        for i, score in zip(out, texts.highest(fitted, out.tolist()), strict=True):
+            found[i] = score
     return found

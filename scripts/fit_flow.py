@@ -58,10 +58,11 @@ def main() -> None:
         part = len(called & texts_here) / len(texts_here)
         print(f"{name} that any question calls wrong: {part:.1%} of {len(texts_here)}")
     lessons = [taught(rows, item) for item in items]
-    fitted = [texts.fit(told.does.tolist(), told.used.tolist()) for told in lessons]
-    table = np.rint(SCALE * np.array(fitted)).astype(int)
+    every = range(len(rows))
+    fitted = [texts.fit(t.does.tolist(), t.used.tolist(), shown=every) for t in lessons]
+    table = np.rint(SCALE * np.array([each.weights for each in fitted])).astype(int)
     weights = {name: table[:, at].tolist() for at, name in enumerate(texts.names)}
-    bias = [round(float(each[-1]), 4) for each in fitted]
+    bias = [round(each.bias, 4) for each in fitted]
     counted = [item for item in items if item not in passages.NEEDS_PATTERN]
     about = {
         **{"items": items, "bias": bias},
