@@ -167,17 +167,20 @@ def test_a_kill_at_any_boundary_of_saving_costs_at_most_that_checkpoint(tmp_path
 def test_100_kills_at_random_moments_of_saving(tmp_path, nursery):
     began = time.monotonic()
     save(tmp_path / "timed", 1)
-    duration = time.monotonic() - began
+    window = 3 * (time.monotonic() - began)
     rng, last, found = random.Random(5), 0, set()
     folder = tmp_path / "checkpoints"
     for _ in range(100):
         pid = nursery.start("forever", 0, folder, last + 1)
-        time.sleep(rng.uniform(0, 3 * duration))
+        time.sleep(rng.uniform(0, window))
         os.kill(pid, signal.SIGKILL)
         assert nursery.end() == -signal.SIGKILL
         if steps(folder):
             last = check(folder, *range(last, last + 1000))
-            found.add(last)
+        # On a busy machine a save takes longer than the one that was timed.
+        window *= 1.2 if last in found else 0.9
+        found.add(last)
+    found.discard(0)
     print(f"100 random kills over {last} saves: always a whole checkpoint, {len(found)} different")
     assert len(found) > 10
 
