@@ -2,10 +2,12 @@
 
 The message is classified, never the person (NICE NG225). Wording is described by families of
 patterns in `assets/risk.yaml`; everyday idioms are taken out first, and a cue that is denied, long
-past, told of someone else or of a story counts less. Beside them stands a linear reading of how
-like the words are to those of other crises (`reward/wording.py`). A message is a crisis where the
-two together say so: a plain statement needs little more, a hint (a goodbye, a burden, things given
-away) is believed where the other words fit, because everyday talk has such turns of phrase, too.
+past, told of someone else or of a story counts less. Beside them stand two readings of how like the
+words are to those of other messages, a linear one (`reward/wording.py`) and one by a small network
+(`reward/wording_net.py`). A message is a crisis where the three together say so: a plain statement
+needs little more, a hint (a goodbye, a burden, things given away) is believed where the other words
+fit, because everyday talk has such turns of phrase, too. Elevated risk is read by the patterns and
+the network, and a plain statement is never no risk.
 """
 
 import math
@@ -15,9 +17,12 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import get_args
 
+import numpy as np
+
 from reward.lexicon import Hit, matcher
 from reward.text import Sentence, sentences
 from reward.wording import load_wording, n_windows
+from reward.wording_net import load_net
 from sft.data import Risk
 
 LEVELS: tuple[Risk, ...] = get_args(Risk)  # from the least to the gravest
@@ -35,6 +40,10 @@ _ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
 # authors that nothing was fitted on: it found fewer crises with as many false alarms.
 _STATED = frozenset(("explicit", "plan_means", "self_harm", "burden_gone", "no_point"))
 _STATEMENT, _HINT = 2.0, 0.5
+# Elevated risk stands against a crisis, too, but less than no risk does; log-odds.
+_LESS_AGAINST = 1.5
+# What a cue of elevated risk and one of a crisis add to the log-odds of any risk.
+_CONCERN, _CRISIS_CUE = 1.0, 0.5
 # Said of a third person these are still told of a third person only; the others have "me" in them.
 _OF_ANYONE = _CRISIS - {"burden_gone", "danger_now"}
 _SELF = frozenset(("i", "me", "myself", "my"))
@@ -95,18 +104,54 @@ def message_risk(messages: Sequence[Mapping[str, str]]) -> RiskReading:
 
 @lru_cache(maxsize=4096)
 def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
+    if not any(plain_words(text)):
+        return ()
     cues = pattern_cues(text)
-    score, threshold = crisis_score(text), load_wording().threshold
-    if score < threshold:
-        return tuple(("elevated", cue) for _, cue in cues)
-    if not any(level == "crisis" for level, _ in cues):
+    score = crisis_score(text)
+    if score >= load_wording().threshold:
+        if any(level == "crisis" for level, _ in cues):
+            return cues
         return (*cues, ("crisis", f"wording: {score:.2f}"))
-    return cues
+    score = concern_score(text)
+    if score < load_net().threshold and not _STATED & _crisis_families(cues):
+        return ()
+    said = [cue for _, cue in cues] or [f"wording: {score:.2f}"]
+    return tuple(("elevated", cue) for cue in said)
 
 
 def crisis_score(text: str) -> float:
     """Return the log-odds that a text tells of a crisis, by its words and plain statements."""
-    return load_wording().highest(plain_words(text)) + beside_words(text)
+    words = plain_words(text)
+    shares = crisis_log_odds(load_net().log_shares(words))
+    return load_wording().highest(words) + beside_words(text) + float(shares)
+
+
+def concern_score(text: str) -> float:
+    """Return the log-odds that a text tells of any risk, by its words and cues."""
+    shares = load_net().log_shares(plain_words(text))
+    return float(concern_log_odds(shares)) + beside_concern(text)
+
+
+def crisis_log_odds(shares: np.ndarray) -> np.ndarray:
+    """Return the network's log-odds of a crisis; elevated risk stands less against it than none.
+
+    Args:
+        shares: (..., 3) log-probabilities of `LEVELS`.
+    """
+    none, elevated, crisis = np.moveaxis(shares, -1, 0)
+    return np.asarray(crisis - np.logaddexp(none, elevated - _LESS_AGAINST))
+
+
+def concern_log_odds(shares: np.ndarray) -> np.ndarray:
+    """Return the network's log-odds of any risk; `shares` as in `crisis_log_odds`."""
+    none, elevated, crisis = np.moveaxis(shares, -1, 0)
+    return np.asarray(np.logaddexp(elevated, crisis) - none)
+
+
+def beside_concern(text: str) -> float:
+    """Return what a text's cues add to the log-odds of any risk."""
+    found = {level for level, _ in pattern_cues(text)}
+    return _CONCERN * ("elevated" in found) + _CRISIS_CUE * ("crisis" in found)
 
 
 def beside_words(text: str) -> float:
@@ -116,9 +161,13 @@ def beside_words(text: str) -> float:
     without it very many long messages that tell of no danger are called a crisis.
     """
     runs = n_windows(len(sentences(text)))
-    found = {cue.partition(":")[0] for level, cue in pattern_cues(text) if level == "crisis"}
+    found = _crisis_families(pattern_cues(text))
     says = _STATEMENT if found & _STATED else _HINT if found else 0.0
     return says - math.log(max(1, runs))
+
+
+def _crisis_families(cues: Sequence[tuple[Risk, str]]) -> frozenset[str]:
+    return frozenset(cue.partition(":")[0] for level, cue in cues if level == "crisis")
 
 
 @lru_cache(maxsize=4096)

@@ -1,16 +1,32 @@
-"""What the linear reading of a message is fitted on, and which threshold keeps to a share.
+"""What the readings of a message are fitted on, their cross-validation and their thresholds.
 
-Not here: the fit (`reward.wording`), its cross-validation (`scripts/fit_risk.py`).
+Not here: the fits (`reward.wording_fit`, `reward.wording_net_fit`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage, near_copies
+from reward.risk import (
+    LEVELS,
+    beside_concern,
+    beside_words,
+    concern_log_odds,
+    crisis_log_odds,
+    plain_words,
+)
+from reward.wording import Message
+from reward.wording_fit import cross_scores
+from reward.wording_net_fit import cross_shares
+from sft.data import Risk
 from sft.files import read_rows
+
+Told = tuple[str, Risk]  # a message and its risk
+CRISIS = LEVELS.index("crisis")
 
 
 def apart(rows: Sequence[WrittenMessage], tests: Path) -> list[WrittenMessage]:
@@ -30,11 +46,47 @@ def look(tests: Path) -> list[WrittenMessage]:
     return apart([row for row in read_rows(tests, WrittenMessage) if row.part == "look"], tests)
 
 
+def read(told: Sequence[Told]) -> tuple[list[Message], list[int]]:
+    """Return the words of each message and the number of its risk in `LEVELS`."""
+    return [plain_words(text) for text, _ in told], [LEVELS.index(risk) for _, risk in told]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-odds of each message by readings that know nothing of its author, (messages,) each."""
+
+    crisis: np.ndarray
+    concern: np.ndarray
+
+
+def cross_read(rows: Sequence[WrittenMessage], more: Sequence[Told]) -> Scores:
+    """Return each message's scores; `more` are messages that every fold is fitted on besides."""
+    said, levels = read([(row.text, row.risk) for row in rows])
+    units = [row.author or str(at) for at, row in enumerate(rows)]
+    others = list(zip(*read(more), strict=True))
+    linear = cross_scores(
+        said,
+        [level == CRISIS for level in levels],
+        [(message, level == CRISIS) for message, level in others],
+        families=units,
+    )
+    shares = cross_shares(said, levels, others, units)
+    beside = np.array([beside_words(row.text) for row in rows])
+    cues = np.array([beside_concern(row.text) for row in rows])
+    crisis = np.array(linear) + beside + crisis_log_odds(shares)
+    return Scores(crisis, concern_log_odds(shares) + cues)
+
+
 def least(scores: np.ndarray, share: float) -> float:
     """Return the least threshold that at most a share of the scores reaches.
 
     Args:
-        scores: Of messages that are no crisis, log-odds.
-        share: That may be called a crisis, 0..1.
+        scores: Of messages that are not of the sort to be found, log-odds.
+        share: That may be called so, 0..1.
     """
     return float(np.quantile(scores, 1 - share, method="higher"))
+
+
+def hundredth(threshold: float) -> float:
+    """Return the next higher whole hundredth, as thresholds are stored."""
+    return float(np.floor(100 * threshold + 1) / 100)

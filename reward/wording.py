@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reward.lexicon import ASSETS
+from sft.files import to_json, write_text
 
 WEIGHTS = ASSETS / "risk_words.json"
 KIND = "%"  # stands between a word and its kind, and before a kind; in no canonical word
@@ -130,3 +131,10 @@ def load_wording(path: Path = WEIGHTS) -> Wording:
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     letters = tuple(stored.get("letters", LETTERS))
     return Wording(stored["weights"], stored["bias"], stored["threshold"], letters)
+
+
+def save_wording(wording: Wording, path: Path) -> None:
+    """Write weights that `load_wording` reads, in thousandths."""
+    weights = {name: round(weight, 3) for name, weight in wording.weights.items()}
+    kept = {"threshold": wording.threshold, "bias": round(wording.bias, 4), "weights": weights}
+    write_text(path, to_json(kept) + "\n")

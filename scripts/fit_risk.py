@@ -1,79 +1,80 @@
-"""Fit the linear reading of a message's wording and choose its threshold by cross-validation.
+"""Fit the readings of a message's wording and choose their thresholds by cross-validation.
 
     python scripts/fit_risk.py
 
 Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
-shaped the patterns already (part "look"), and on what people in no crisis say at the clinic and in
+shaped the patterns already (part "look"), and on what people without risk say at the clinic and in
 the demonstrations. Near copies of held-out messages (part "blind", of the card) are left out.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from reward.recall import WrittenMessage
-from reward.risk import beside_words, plain_words
-from reward.risk_fit import least, look, written
-from reward.wording import WEIGHTS, Message
-from reward.wording_fit import cross_scores, fit
+from reward.risk_fit import CRISIS, Told, cross_read, hundredth, least, look, read, written
+from reward.wording import WEIGHTS, save_wording
+from reward.wording_fit import fit
+from reward.wording_net import WEIGHTS as NET
+from reward.wording_net import save_net
+from reward.wording_net_fit import fit_net
 from sft.curate import project_demonstrations
-from sft.files import to_json, write_text
 from sft.runs import run_script
 from sft.simulator import practice_prompts
 
 TESTS = Path("tests/data/risk_messages.jsonl")
-PEOPLE = 1200  # of the practice clinic; those in a crisis are left out
+PEOPLE = 1200  # of the practice clinic; those at risk are left out
 SHORT = 60  # words
 
 
-def taught() -> list[tuple[Message, bool]]:
-    """Return what is fitted besides the written messages, and whether it tells of a crisis."""
-    calm = [p for p in practice_prompts("train", PEOPLE, seed=1) if p.risk != "crisis"]
+def taught() -> list[Told]:
+    """Return the messages that are fitted besides the written ones."""
+    calm = [p for p in practice_prompts("train", PEOPLE, seed=1) if p.risk == "none"]
     turns = [m["content"] for p in calm for m in p.messages if m["role"] == "user"]
-    told = [(row.text, row.risk == "crisis") for row in look(TESTS)] + [(t, False) for t in turns]
-    return [(plain_words(text), is_crisis) for text, is_crisis in told]
+    return [*((row.text, row.risk) for row in look(TESTS)), *((turn, "none") for turn in turns)]
 
 
-def longer() -> list[str]:
-    """Return the user turns of each of the project's demonstrations that tells of no crisis."""
-    prompts = {d.prompt_id: d.prompt for d in project_demonstrations() if d.risk != "crisis"}
-    return ["\n".join(m["content"] for m in p if m["role"] == "user") for p in prompts.values()]
+def longer() -> list[WrittenMessage]:
+    """Return the user turns of each of the project's demonstrations that tells of no risk."""
+    prompts = {d.prompt_id: d.prompt for d in project_demonstrations() if d.risk == "none"}
+    texts = ["\n".join(m["content"] for m in p if m["role"] == "user") for p in prompts.values()]
+    return [WrittenMessage(text, "none", "longer", "look", "project") for text in texts]
 
 
 def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    told = "share of {} without risk that may be called crises, 0..1"
-    short = told.format(f"messages of up to {SHORT} words")
-    parser.add_argument("--false_alarms", type=float, default=0.1, help=short)
-    parser.add_argument("--long_alarms", type=float, default=0.1, help=told.format("longer ones"))
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the weights")
+    told = "share of messages without risk that may be called {}, 0..1"
+    parser.add_argument("--false_alarms", type=float, default=0.1, help=told.format("crises"))
+    parser.add_argument("--concerns", type=float, default=0.1, help=told.format("risky at all"))
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the linear weights")
+    parser.add_argument("--net", type=Path, default=NET, help="file of the networks")
     args = parser.parse_args()
-    rows, more = written(TESTS), taught()
-    rows += [WrittenMessage(text, "none", "longer", "look", "project") for text in longer()]
-    said, crisis = [plain_words(row.text) for row in rows], [row.risk == "crisis" for row in rows]
-    units = [row.author or str(at) for at, row in enumerate(rows)]
-    beside = np.array([beside_words(row.text) for row in rows])
-    scores = np.array(cross_scores(said, crisis, more, families=units)) + beside
-    # Only of an author who was left out is it known how new wording is read.
+    rows, more = [*written(TESTS), *longer()], taught()
+    scores = cross_read(rows, more)
     new = np.array([bool(row.author) for row in rows])
+    # Only of an author who was left out is it known how new wording is read.
     calm = new & np.array([row.risk == "none" for row in rows])
     brief = np.array([len(row.text.split()) <= SHORT for row in rows])
-    by_short = least(scores[calm & brief], args.false_alarms)
-    by_long = least(scores[calm & ~brief], args.long_alarms)
-    threshold = float(np.floor(100 * max(by_short, by_long) + 1) / 100)
-    print(f"threshold {by_short:.2f} for messages of up to {SHORT} words, {by_long:.2f} for longer")
-    print("read as a crisis, cross-validated by author: up to that many words, and longer")
+    crisis, any_risk = (
+        hundredth(max(least(found[calm & some], share) for some in (brief, ~brief)))
+        for found, share in ((scores.crisis, args.false_alarms), (scores.concern, args.concerns))
+    )
+    print(f"thresholds: {crisis} for a crisis, {any_risk} for any risk")
+    print(f"by author left out, up to {SHORT} words and longer: read as a crisis, at any risk")
+    danger = scores.crisis >= crisis
+    reads = (danger, danger | (scores.concern >= any_risk))
     for kind in dict.fromkeys(row.kind for row in rows):
         here = new & np.array([row.kind == kind for row in rows])
-        parts = (scores[here & some] >= threshold for some in (brief, ~brief))
+        parts = [reading[here & some] for some in (brief, ~brief) for reading in reads]
         print(f"  {kind:10}", *(f"{p.mean() if p.size else 0:6.1%} of {p.size}" for p in parts))
-    fitted = fit([*said, *(message for message, _ in more)], [*crisis, *(told for _, told in more)])
-    weights = {"weights": {name: round(weight, 3) for name, weight in fitted.weights.items()}}
-    kept = {"threshold": threshold, "bias": round(fitted.bias, 4)} | weights
-    write_text(args.out, to_json(kept) + "\n")
-    print(f"{len(fitted.weights)} features: {args.out}")
+    said, levels = read([*((row.text, row.risk) for row in rows), *more])
+    fitted = replace(fit(said, [level == CRISIS for level in levels]), threshold=crisis)
+    save_wording(fitted, args.out)
+    save_net(replace(fit_net(said, levels), threshold=any_risk), args.net)
+    print(f"{len(fitted.weights)} features: {args.out}; networks: {args.net}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""Fits the convolutional reading of wording (`reward/wording_net.py`)."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reward.wording import Message
+from reward.wording_fit import folds
+from reward.wording_net import WIDTHS, Net, WordingNet, load_vectors, rows_of
+
+N_NETS = 3
+OFTEN = 20  # times that a word must be fitted on to get numbers of its own
+CHANNELS, EPOCHS, BATCH, SORTED = 96, 8, 64, 640  # batches hold texts of like length out of SORTED
+RATE, DECAY, SMOOTHING = 3e-3, 0.05, 0.05
+BLANKED, DROPPED, DROPPED_LAST = 0.1, 0.2, 0.5  # of words; of their numbers; of what is highest
+Rows = tuple[np.ndarray, np.ndarray]  # of one text, see `rows_of`
+
+
+class _Trained(nn.Module):
+    """`Net` while it is fitted; reads batches of rows, padded with minus two."""
+
+    def __init__(self, n_known: int, n_classes: int) -> None:
+        super().__init__()
+        vectors = torch.from_numpy(load_vectors().rows)
+        size = vectors.shape[1]
+        self.vectors: nn.Module = nn.Embedding.from_pretrained(vectors, freeze=True)
+        self.own = nn.Embedding(n_known + 2, size)
+        nn.init.normal_(self.own.weight, std=0.1)
+        convolutions = [nn.Conv1d(size, CHANNELS, width, padding=width // 2) for width in WIDTHS]
+        self.convolutions: nn.ModuleList = nn.ModuleList(convolutions)
+        self.out = nn.Linear(len(WIDTHS) * CHANNELS, n_classes)
+
+    def forward(self, vectors: Tensor, own: Tensor) -> Tensor:
+        """Return scores, (texts, classes), of rows of words, (texts, words) each."""
+        there = vectors >= 0
+        seen = self.vectors(vectors.clamp(min=0))
+        seen = seen + self.own(own.clamp(min=0)) * (own >= 0)[..., None]
+        if self.training:
+            there_kept = there & (torch.rand(there.shape) > BLANKED)
+            seen = F.dropout(seen * there_kept[..., None], DROPPED)
+        seen = (seen * there[..., None]).transpose(1, 2)
+        found = [F.relu(layer(seen)[..., : there.shape[1]]) for layer in self._convolutions()]
+        highest = torch.cat([(each * there[:, None]).amax(2) for each in found], 1)
+        return self.out(F.dropout(highest, DROPPED_LAST, self.training))
+
+    def _convolutions(self) -> list[nn.Conv1d]:
+        return [part for part in self.convolutions if isinstance(part, nn.Conv1d)]
+
+    def weights(self) -> Net:
+        """Return the weights for reading."""
+        kernels = [part.weight.permute(2, 1, 0).flatten(0, 1) for part in self._convolutions()]
+        return Net(
+            _array(self.own.weight),
+            tuple(_array(kernel) for kernel in kernels),
+            tuple(_array(part.bias) for part in self._convolutions()),
+            _array(self.out.weight.T),
+            _array(self.out.bias),
+        )
+
+
+def fit_net(
+    messages: Sequence[Message], classes: Sequence[int], n_nets: int = N_NETS
+) -> WordingNet:
+    """Fit networks that tell the classes of texts apart; the threshold is left at 0.
+
+    The same texts give the same weights on the same machine.
+
+    Args:
+        messages: Texts, see `reward.risk.plain_words`.
+        classes: Of each text, from 0.
+        n_nets: Networks, of different seeds.
+    """
+    counts = Counter(word for message in messages for said in message for word in said)
+    known = [word for word, n in sorted(counts.items(), key=lambda pair: -pair[1]) if n >= OFTEN]
+    place = {word: at for at, word in enumerate(known, 2)}
+    rows = [rows_of(message, place) for message in messages]
+    told = np.asarray(classes)
+    return WordingNet(place, tuple(_fitted(rows, told, len(known), i) for i in range(n_nets)), 0.0)
+
+
+def cross_shares(
+    messages: Sequence[Message],
+    classes: Sequence[int],
+    more: Sequence[tuple[Message, int]],
+    families: Sequence[str],
+    n_nets: int = N_NETS,
+) -> np.ndarray:
+    """Return each text's log-probabilities by networks that know nothing of its family.
+
+    Args:
+        messages: Texts.
+        classes: Of each text.
+        more: Texts, each with its class, that every fold is fitted on besides.
+        families: Of each text; a family is left out as a whole.
+        n_nets: Networks.
+
+    Returns:
+        (texts, classes).
+    """
+    found = np.zeros((len(messages), max(classes) + 1))
+    for out in folds(families):
+        kept = np.setdiff1d(np.arange(len(messages)), out)
+        texts = [*(messages[i] for i in kept), *(message for message, _ in more)]
+        told = [*(classes[i] for i in kept), *(label for _, label in more)]
+        net = fit_net(texts, told, n_nets)
+        found[out] = [net.log_shares(messages[i]) for i in out]
+    return found
+
+
+def _fitted(rows: Sequence[Rows], told: np.ndarray, n_known: int, seed: int) -> Net:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _Trained(n_known, int(told.max()) + 1)
+        weights = [weight for weight in net.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, RATE, weight_decay=DECAY)
+        steps = [batch for epoch in range(EPOCHS) for batch in _batches(rows, (seed, epoch))]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=len(steps) + 1)
+        for batch in steps:
+            scores = net(*_padded([rows[i] for i in batch]))
+            labels = torch.from_numpy(told[batch])
+            loss = F.cross_entropy(scores, labels, label_smoothing=SMOOTHING)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.weights()
+
+
+def _batches(rows: Sequence[Rows], seed: tuple[int, int]) -> Iterator[list[int]]:
+    """Yield the numbers of the texts of each batch, each text once."""
+    order = list(range(len(rows)))
+    random.Random(str(seed)).shuffle(order)
+    for start in range(0, len(order), SORTED):
+        some = sorted(order[start : start + SORTED], key=lambda i: len(rows[i][0]))
+        yield from (some[at : at + BATCH] for at in range(0, len(some), BATCH))
+
+
+def _padded(rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+    longest = max(len(vectors) for vectors, _ in rows)
+    parts = (
+        [np.pad(part, (0, longest - len(part)), constant_values=-2) for part in both]
+        for both in zip(*rows, strict=True)
+    )
+    vectors, own = (torch.from_numpy(np.stack(part)) for part in parts)
+    return vectors, own
+
+
+def _array(weight: Tensor | None) -> np.ndarray:
+    assert weight is not None
+    return weight.detach().numpy().copy()
