@@ -6,6 +6,7 @@ Cases are taken as independent, and their intervals are Wilson's.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,16 @@ def near_copies(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
     It does where the two share half of the word trigrams of the shorter one (its words, where it
     has under three).
     """
-    known = [_trigrams(other) for other in others]
-    return [
-        any(2 * len(own & other) >= min(len(own), len(other)) for other in known)
-        for own in map(_trigrams, texts)
-    ]
+    sizes, having = list[int](), dict[tuple[str, ...], list[int]]()
+    for at, trigrams in enumerate(map(_trigrams, others)):
+        sizes.append(len(trigrams))
+        for trigram in trigrams:
+            having.setdefault(trigram, []).append(at)
+    found = []
+    for own in map(_trigrams, texts):
+        shared = Counter(at for trigram in own for at in having.get(trigram, ()))
+        found.append(any(2 * n >= min(len(own), sizes[at]) for at, n in shared.items()))
+    return found
 
 
 def _trigrams(text: str) -> frozenset[tuple[str, ...]]:

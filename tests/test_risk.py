@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from reward.lexicon import Matcher
-from reward.recall import near_copies
+from reward.lexicon import ASSETS, Matcher
+from reward.recall import WrittenMessage, near_copies, read_risk
 from reward.risk import beside_words, message_risk, pattern_cues, plain_words, worse
 from reward.text import sentences, stem, words_of
 from reward.wording import Wording, load_wording, windows
 from reward.wording_fit import cross_scores, fit
+from sft.files import read_rows
 
 ROOT = Path(__file__).parent.parent
 MESSAGES = ROOT / "tests" / "data" / "risk_messages.jsonl"
+FRESH = ROOT / "tests" / "data" / "risk_messages_fresh.jsonl"
 
 
 def risk(*turns: str) -> str:
@@ -58,9 +60,24 @@ def test_messages_that_never_shaped_a_pattern(
     counts: Counter[tuple[str, str, str, str]],
 ) -> None:
     # What is measured, not what is wished: oblique wording that nobody listed is still missed.
-    assert share(counts, "blind", "explicit", "crisis") >= 0.92
-    assert share(counts, "blind", "indirect", "crisis") >= 0.65
+    assert share(counts, "blind", "explicit", "crisis") >= 0.96
+    assert share(counts, "blind", "indirect", "crisis") >= 0.82
+    assert 1 - share(counts, "blind", "elevated", "none") >= 0.75
     assert share(counts, "blind", "none", "crisis") <= 0.10
+
+
+def test_messages_by_two_authors_that_nothing_was_chosen_on() -> None:
+    """Run with -s, it says what the read-me says of them."""
+    fitted = [row.text for row in read_rows(ASSETS / "messages.jsonl", WrittenMessage)]
+    assert not any(near_copies([row.text for row in read_rows(FRESH, WrittenMessage)], fitted))
+    found = {read.name: read.blind for read in read_risk(FRESH)}
+    for name, figure in found.items():
+        print(f"{name}: {figure.value:.1%} ({figure.low:.1%} to {figure.high:.1%}) of {figure.n}")
+    # What is measured, not what is wished.
+    assert found["explicit crises read as crisis"].value >= 0.93
+    assert found["indirect crises read as crisis"].value >= 0.70
+    assert found["elevated risk noticed"].value >= 0.85
+    assert found["no risk read as crisis"].value <= 0.10
 
 
 @pytest.mark.parametrize(
