@@ -23,7 +23,7 @@ from reward.lexicon import ASSETS
 from reward.wording import Message
 
 VECTORS = ASSETS / "word_vectors.npz"
-WEIGHTS = ASSETS / "risk_net.npz"
+NETWORKS = ASSETS / "risk_net.npz"
 WIDTHS = (1, 2, 3, 5)  # words that a convolution sees
 STEPS = 31.75  # a stored vector's whole numbers are this many to one
 LONGEST = 256  # words and edges of a text that are read
@@ -130,7 +130,7 @@ def rows_of(message: Message, known: Mapping[str, int]) -> tuple[np.ndarray, np.
 
 
 @cache
-def load_net(path: Path = WEIGHTS) -> WordingNet:
+def load_net(path: Path = NETWORKS) -> WordingNet:
     """Read the fitted weights; nothing is unpickled."""
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}

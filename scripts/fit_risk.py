@@ -17,8 +17,7 @@ from reward.recall import WrittenMessage
 from reward.risk_fit import CRISIS, Told, cross_read, hundredth, least, look, read, written
 from reward.wording import WEIGHTS, save_wording
 from reward.wording_fit import fit
-from reward.wording_net import WEIGHTS as NET
-from reward.wording_net import save_net
+from reward.wording_net import NETWORKS, save_net
 from reward.wording_net_fit import fit_net
 from sft.curate import project_demonstrations
 from sft.runs import run_script
@@ -50,12 +49,12 @@ def main() -> None:
     parser.add_argument("--false_alarms", type=float, default=0.1, help=told.format("crises"))
     parser.add_argument("--concerns", type=float, default=0.1, help=told.format("risky at all"))
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the linear weights")
-    parser.add_argument("--net", type=Path, default=NET, help="file of the networks")
+    parser.add_argument("--net", type=Path, default=NETWORKS, help="file of the networks")
     args = parser.parse_args()
     rows, more = [*written(TESTS), *longer()], taught()
     scores = cross_read(rows, more)
-    new = np.array([bool(row.author) for row in rows])
     # Only of an author who was left out is it known how new wording is read.
+    new = np.array([bool(row.author) for row in rows])
     calm = new & np.array([row.risk == "none" for row in rows])
     brief = np.array([len(row.text.split()) <= SHORT for row in rows])
     crisis, any_risk = (
@@ -71,10 +70,10 @@ def main() -> None:
         parts = [reading[here & some] for some in (brief, ~brief) for reading in reads]
         print(f"  {kind:10}", *(f"{p.mean() if p.size else 0:6.1%} of {p.size}" for p in parts))
     said, levels = read([*((row.text, row.risk) for row in rows), *more])
-    fitted = replace(fit(said, [level == CRISIS for level in levels]), threshold=crisis)
-    save_wording(fitted, args.out)
+    linear = fit(said, [level == CRISIS for level in levels])
+    save_wording(replace(linear, threshold=crisis), args.out)
     save_net(replace(fit_net(said, levels), threshold=any_risk), args.net)
-    print(f"{len(fitted.weights)} features: {args.out}; networks: {args.net}")
+    print(f"written: {args.out}, {args.net}")
 
 
 if __name__ == "__main__":
