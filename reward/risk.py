@@ -121,15 +121,18 @@ def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
 
 def crisis_score(text: str) -> float:
     """Return the log-odds that a text tells of a crisis, by its words and plain statements."""
-    words = plain_words(text)
-    shares = crisis_log_odds(load_net().log_shares(words))
-    return load_wording().highest(words) + beside_words(text) + float(shares)
+    linear = load_wording().highest(plain_words(text))
+    return linear + beside_words(text) + float(crisis_log_odds(_shares(text)))
 
 
 def concern_score(text: str) -> float:
     """Return the log-odds that a text tells of any risk, by its words and cues."""
-    shares = load_net().log_shares(plain_words(text))
-    return float(concern_log_odds(shares)) + beside_concern(text)
+    return float(concern_log_odds(_shares(text))) + beside_concern(text)
+
+
+@lru_cache(maxsize=4096)
+def _shares(text: str) -> np.ndarray:
+    return load_net().log_shares(plain_words(text))
 
 
 def crisis_log_odds(shares: np.ndarray) -> np.ndarray:
