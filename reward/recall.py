@@ -128,7 +128,7 @@ def read_risk(path: Path) -> list[ReadRisk]:
                 "elevated risk read as crisis": read == "crisis",
             },
             "none": {
-                "no risk read as elevated": read == "elevated",
+                "no risk read as any risk": read != "none",
                 "no risk read as crisis": read == "crisis",
             },
         }[row.risk]

@@ -7,7 +7,7 @@ words are to those of other messages, a linear one (`reward/wording.py`) and one
 (`reward/wording_net.py`). A message is a crisis where the three together say so: a plain statement
 needs little more, a hint (a goodbye, a burden, things given away) is believed where the other words
 fit, because everyday talk has such turns of phrase, too. Elevated risk is read by the patterns and
-the network, and a plain statement is never no risk.
+the network; what a pattern calls a crisis, and some more, is noticed whatever the other words are.
 """
 
 import math
@@ -40,6 +40,11 @@ _ELEVATED = frozenset(("despair", "function", "harm_done", "harm_others"))
 # authors that nothing was fitted on: it found fewer crises with as many false alarms.
 _STATED = frozenset(("explicit", "plan_means", "self_harm", "burden_gone", "no_point"))
 _STATEMENT, _HINT = 2.0, 0.5
+# Fewer words than this are read by patterns alone: what "ok" or "please" has of other texts' words
+# says nothing.
+_LEAST_WORDS = 5
+# What is noticed whatever the other words are, besides a plain statement.
+_NOTICED = _CRISIS | {"harm_done", "function"}
 # Elevated risk stands against a crisis, too, but less than no risk does; log-odds.
 _LESS_AGAINST = 1.5
 # What a cue of elevated risk and one of a crisis add to the log-odds of any risk.
@@ -68,7 +73,7 @@ class RiskReading:
     Attributes:
         risk: The gravest level read.
         cues: "family: words" of each cue of it, in order; "wording: log-odds" where the message
-            sounds like a crisis and no pattern says why.
+            sounds like a crisis, or like any risk, and no pattern says why.
     """
 
     risk: Risk
@@ -104,16 +109,17 @@ def message_risk(messages: Sequence[Mapping[str, str]]) -> RiskReading:
 
 @lru_cache(maxsize=4096)
 def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
-    if not any(plain_words(text)):
-        return ()
     cues = pattern_cues(text)
+    told = _crisis_families(cues) & _STATED
+    if sum(map(len, plain_words(text))) < _LEAST_WORDS:
+        return cues if told else tuple(("elevated", cue) for _, cue in cues)
     score = crisis_score(text)
     if score >= load_wording().threshold:
         if any(level == "crisis" for level, _ in cues):
             return cues
         return (*cues, ("crisis", f"wording: {score:.2f}"))
     score = concern_score(text)
-    if score < load_net().threshold and not _STATED & _crisis_families(cues):
+    if score < load_net().threshold and not told and not _families(cues) & _NOTICED:
         return ()
     said = [cue for _, cue in cues] or [f"wording: {score:.2f}"]
     return tuple(("elevated", cue) for cue in said)
@@ -170,7 +176,11 @@ def beside_words(text: str) -> float:
 
 
 def _crisis_families(cues: Sequence[tuple[Risk, str]]) -> frozenset[str]:
-    return frozenset(cue.partition(":")[0] for level, cue in cues if level == "crisis")
+    return _families([cue for cue in cues if cue[0] == "crisis"])
+
+
+def _families(cues: Sequence[tuple[Risk, str]]) -> frozenset[str]:
+    return frozenset(cue.partition(":")[0] for _, cue in cues)
 
 
 @lru_cache(maxsize=4096)

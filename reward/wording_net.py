@@ -26,7 +26,7 @@ VECTORS = ASSETS / "word_vectors.npz"
 NETWORKS = ASSETS / "risk_net.npz"
 WIDTHS = (1, 2, 3, 5)  # words that a convolution sees
 STEPS = 31.75  # a stored vector's whole numbers are this many to one
-LONGEST = 256  # words and edges of a text that are read
+PIECE = 256  # words and edges that are read at once; of longer texts, overlapping pieces by half
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class Net:
     out: np.ndarray
     bias: np.ndarray
 
-    def log_odds(self, vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Return each class's score for one text.
+    def logits(self, vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Return each class's logit for one text.
 
         Args:
             vectors: (words, dimensions) of the text's words.
             own: (words,) rows of `own`, minus one of a word that is common but not known.
 
         Returns:
-            (classes,), not normalised.
+            (classes,).
         """
         added = np.where(own[:, None] >= 0, self.own[own], np.float32(0))
         seen, highest = vectors + added, []
@@ -108,25 +108,35 @@ class WordingNet:
     def log_shares(self, message: Message) -> np.ndarray:
         """Return the mean of the networks' log-probabilities of each class: (classes,).
 
+        Of a text that is longer than `PIECE`, those of the piece least like the first class.
+
         Args:
             message: The words of each sentence, see `reward.risk.plain_words`.
         """
-        vectors, own = rows_of(message, self.known)
+        each = [self._piece(*rows) for rows in rows_of(message, self.known)]
+        return min(each, key=lambda shares: float(shares[0]))
+
+    def _piece(self, vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
         read = load_vectors().rows[vectors]
-        scores = np.stack([net.log_odds(read, own) for net in self.nets]).astype(np.float64)
+        scores = np.stack([net.logits(read, own) for net in self.nets]).astype(np.float64)
         top = scores.max(axis=1, keepdims=True)
         each = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
         return np.asarray(each.mean(axis=0))
 
 
-def rows_of(message: Message, known: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows in `Vectors` and in `Net.own` of a text's words and edges, (words,) each."""
+def rows_of(message: Message, known: Mapping[str, int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows in `Vectors` and in `Net.own` of a text's words and edges, (words,) each.
+
+    One pair for each piece of at most `PIECE`.
+    """
     place = load_vectors().place
     vectors, own = [1], [1]
     for sentence in message:
         vectors += [*(place.get(word, 0) for word in sentence), 1]
         own += [*(known.get(word, -1 if word in place else 0) for word in sentence), 1]
-    return np.array(vectors[:LONGEST]), np.array(own[:LONGEST])
+    starts = range(0, max(1, len(vectors) - PIECE // 2), PIECE // 2)
+    ends = [(start, start + PIECE) for start in starts]
+    return [(np.array(vectors[a:b]), np.array(own[a:b])) for a, b in ends]
 
 
 @cache
@@ -152,7 +162,7 @@ def save_net(net: WordingNet, path: Path) -> None:
         arrays |= {
             name: part.astype(np.float16) for name, part in zip(_names(at), parts, strict=True)
         }
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # names are no options
 
 
 def _names(at: int) -> list[str]:

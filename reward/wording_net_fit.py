@@ -28,7 +28,7 @@ class _Trained(nn.Module):
         super().__init__()
         vectors = torch.from_numpy(load_vectors().rows)
         size = vectors.shape[1]
-        self.vectors: nn.Module = nn.Embedding.from_pretrained(vectors, freeze=True)
+        self.vectors: nn.Module = nn.Embedding(len(vectors), size, _weight=vectors, _freeze=True)
         self.own = nn.Embedding(n_known + 2, size)
         nn.init.normal_(self.own.weight, std=0.1)
         convolutions = [nn.Conv1d(size, CHANNELS, width, padding=width // 2) for width in WIDTHS]
@@ -78,7 +78,7 @@ def fit_net(
     counts = Counter(word for message in messages for said in message for word in said)
     known = [word for word, n in sorted(counts.items(), key=lambda pair: -pair[1]) if n >= OFTEN]
     place = {word: at for at, word in enumerate(known, 2)}
-    rows = [rows_of(message, place) for message in messages]
+    rows = [rows_of(message, place)[0] for message in messages]
     told = np.asarray(classes)
     return WordingNet(place, tuple(_fitted(rows, told, len(known), i) for i in range(n_nets)), 0.0)
 

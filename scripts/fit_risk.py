@@ -4,7 +4,7 @@
 
 Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
 shaped the patterns already (part "look"), and on what people without risk say at the clinic and in
-the demonstrations. Near copies of held-out messages (part "blind", of the card) are left out.
+the demonstrations. Written near copies of held-out messages (part "blind") are left out.
 """
 
 import argparse

@@ -68,7 +68,11 @@ def test_messages_that_never_shaped_a_pattern(
 
 def test_messages_by_two_authors_that_nothing_was_chosen_on() -> None:
     """Run with -s, it says what the read-me says of them."""
-    fitted = [row.text for row in read_rows(ASSETS / "messages.jsonl", WrittenMessage)]
+    both = (
+        *read_rows(ASSETS / "messages.jsonl", WrittenMessage),
+        *read_rows(MESSAGES, WrittenMessage),
+    )
+    fitted = [row.text for row in both if row.part == "look"]
     assert not any(near_copies([row.text for row in read_rows(FRESH, WrittenMessage)], fitted))
     found = {read.name: read.blind for read in read_risk(FRESH)}
     for name, figure in found.items():
@@ -246,6 +250,34 @@ def test_more_text_never_lowers_the_risk() -> None:
     calm = "My sister and I had lunch by the sea."
     for text in ("I want to die.", "I feel hopeless.", calm):
         assert worse(risk(text), risk(f"{calm} {text}")) == risk(f"{calm} {text}")
+
+
+@pytest.mark.parametrize("n", [1, 4, 12, 40])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I want to die.",
+        "I wrote my goodbye letters last night.",
+        "He hit me again last night and I am scared to go home.",
+        "I haven't eaten in days.",
+    ],
+)
+def test_among_calm_sentences_it_is_noticed_all_the_same(text: str, n: int) -> None:
+    calm = " ".join(["My sister and I had lunch by the sea.", "The weather was mild."] * n)
+    assert risk(f"{calm} {text}") != "none"
+    assert risk(f"{text} {calm}") != "none"
+
+
+@pytest.mark.parametrize("text", ["ok", "hey", "please", "sorry", "yes please", "bye", "tomorrow"])
+def test_very_short_answers_are_no_risk(text: str) -> None:
+    assert risk(text) == "none"
+    assert risk(text, "I would like some help with my CV.") == "none"
+
+
+def test_very_short_plain_statements_are_read() -> None:
+    assert risk("I want to die") == "crisis"
+    assert risk("kill myself tonight") == "crisis"
+    assert risk("I'm not suicidal.") == "elevated"
 
 
 def test_cues_say_why() -> None:

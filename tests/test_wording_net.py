@@ -9,7 +9,7 @@ import torch
 
 from reward import wording_net_fit
 from reward.risk import concern_score, message_risk, pattern_cues
-from reward.wording_net import LONGEST, load_net, load_vectors, rows_of, save_net
+from reward.wording_net import PIECE, load_net, load_vectors, rows_of, save_net
 from reward.wording_net_fit import cross_shares, fit_net
 
 ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "goat", "rabbit", "pig")
@@ -44,10 +44,10 @@ def test_numpy_reads_what_torch_fits() -> None:
     trained = wording_net_fit._Trained(n_known=3, n_classes=3).eval()
     known = {"dog": 2, "my": 3, "old": 4}
     messages = [[("my", "dog", "xyzzy"), ("old",)], [("cat",)], [], *SAID[:3]]
-    rows = [rows_of(message, known) for message in messages]
+    rows = [rows_of(message, known)[0] for message in messages]
     with torch.no_grad():
         wanted = trained(*wording_net_fit._padded(rows)).numpy()
-    read = [trained.weights().log_odds(load_vectors().rows[v], own) for v, own in rows]
+    read = [trained.weights().logits(load_vectors().rows[v], own) for v, own in rows]
     assert np.stack(read) == pytest.approx(wanted, abs=1e-5)
 
 
@@ -83,9 +83,13 @@ def test_stored_weights_read_alike(toy, tmp_path: Path) -> None:
         assert stored.log_shares(message) == pytest.approx(toy.log_shares(message), abs=0.01)
 
 
-def test_a_very_long_text_is_cut_and_an_empty_one_is_read(toy) -> None:
-    vectors, own = rows_of([("dog",) * 400], toy.known)
-    assert len(vectors) == len(own) == LONGEST
+def test_what_is_said_late_in_a_very_long_text_is_read(toy) -> None:
+    calm = [("my", "dog", "is", "old")] * 120
+    pieces = rows_of(calm, toy.known)
+    assert len(pieces) > 2 and all(len(own) <= PIECE for _, own in pieces)
+    assert np.argmax(toy.log_shares(calm)) == 0
+    late = toy.log_shares([*calm, ("my", "hammer", "is", "old"), ("my", "drill", "is", "old")])
+    assert late[1] > toy.log_shares(calm)[1] + 1
     assert np.isfinite(toy.log_shares([])).all()
 
 
