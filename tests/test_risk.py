@@ -206,6 +206,7 @@ def test_everyday_trouble_is_no_risk(text: str) -> None:
         ("I haven't slept at all for four days.", "elevated"),
         ("I have not slept in a week.", "elevated"),
         ("I've been sleeping two hours a night for a week and I feel amazing.", "elevated"),
+        ("For eight days I have needed no more than three hours of sleep.", "elevated"),
         ("Without sleep I want to die.", "crisis"),
         ("Why do I even wake up?", "crisis"),
         ("Why do I wake up every day?", "crisis"),
