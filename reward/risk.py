@@ -138,7 +138,9 @@ def concern_score(text: str) -> float:
 
 @lru_cache(maxsize=4096)
 def _shares(text: str) -> np.ndarray:
-    return load_net().log_shares(plain_words(text))
+    shares = load_net().log_shares(plain_words(text))
+    shares.setflags(write=False)  # it is kept, and shared by all who ask
+    return shares
 
 
 def crisis_log_odds(shares: np.ndarray) -> np.ndarray:
