@@ -66,7 +66,7 @@ def test_messages_that_never_shaped_a_pattern(
     assert share(counts, "blind", "none", "crisis") <= 0.10
 
 
-def test_messages_by_two_authors_that_nothing_was_chosen_on() -> None:
+def test_messages_by_two_authors_that_nothing_was_fitted_on() -> None:
     """Run with -s, it says what the read-me says of them."""
     both = (
         *read_rows(ASSETS / "messages.jsonl", WrittenMessage),
