@@ -7,7 +7,7 @@ words are to those of other messages, a linear one (`reward/wording.py`) and one
 (`reward/wording_net.py`). A message is a crisis where the three together say so: a plain statement
 needs little more, a hint (a goodbye, a burden, things given away) is believed where the other words
 fit, because everyday talk has such turns of phrase, too. Elevated risk is read by the patterns and
-the network; what a pattern calls a crisis, and some more, is noticed whatever the other words are.
+the network; most of what patterns find is noticed whatever the other words are.
 """
 
 import math
@@ -43,12 +43,11 @@ _STATEMENT, _HINT = 2.0, 0.5
 # Fewer words than this are read by patterns alone: what "ok" or "please" has of other texts' words
 # says nothing.
 _LEAST_WORDS = 5
-# What is noticed whatever the other words are, besides a plain statement.
+# What is noticed whatever the other words are: calm sentences hid it from the network.
 _NOTICED = _CRISIS | {"harm_done", "function"}
 # Elevated risk stands against a crisis, too, but less than no risk does; log-odds.
 _LESS_AGAINST = 1.5
-# What a cue of elevated risk and one of a crisis add to the log-odds of any risk.
-_CONCERN, _CRISIS_CUE = 1.0, 0.5
+_CONCERN = 1.0  # what any other cue adds to the log-odds of any risk
 # Said of a third person these are still told of a third person only; the others have "me" in them.
 _OF_ANYONE = _CRISIS - {"burden_gone", "danger_now"}
 _SELF = frozenset(("i", "me", "myself", "my"))
@@ -110,29 +109,26 @@ def message_risk(messages: Sequence[Mapping[str, str]]) -> RiskReading:
 @lru_cache(maxsize=4096)
 def _text_cues(text: str) -> tuple[tuple[Risk, str], ...]:
     cues = pattern_cues(text)
-    told = _crisis_families(cues) & _STATED
-    if sum(map(len, plain_words(text))) < _LEAST_WORDS:
-        return cues if told else tuple(("elevated", cue) for _, cue in cues)
     score = crisis_score(text)
     if score >= load_wording().threshold:
         if any(level == "crisis" for level, _ in cues):
             return cues
         return (*cues, ("crisis", f"wording: {score:.2f}"))
     score = concern_score(text)
-    if score < load_net().threshold and not told and not _families(cues) & _NOTICED:
+    if score < load_net().threshold:
         return ()
     said = [cue for _, cue in cues] or [f"wording: {score:.2f}"]
     return tuple(("elevated", cue) for cue in said)
 
 
 def crisis_score(text: str) -> float:
-    """Return the log-odds that a text tells of a crisis, by its words and plain statements."""
+    """Return the log-odds that a text tells of a crisis; infinite where patterns alone decide."""
     linear = load_wording().highest(plain_words(text))
     return linear + beside_words(text) + float(crisis_log_odds(_shares(text)))
 
 
 def concern_score(text: str) -> float:
-    """Return the log-odds that a text tells of any risk, by its words and cues."""
+    """Return the log-odds that a text tells of any risk; infinite where patterns alone decide."""
     return float(concern_log_odds(_shares(text))) + beside_concern(text)
 
 
@@ -160,25 +156,33 @@ def concern_log_odds(shares: np.ndarray) -> np.ndarray:
 
 
 def beside_concern(text: str) -> float:
-    """Return what a text's cues add to the log-odds of any risk."""
-    found = {level for level, _ in pattern_cues(text)}
-    return _CONCERN * ("elevated" in found) + _CRISIS_CUE * ("crisis" in found)
+    """Return what a text's cues add to the log-odds of any risk.
+
+    Infinite where a cue is noticed in any company; minus infinite in few words without one.
+    """
+    found = _families(pattern_cues(text))
+    if _few_words(text):
+        return math.inf if found else -math.inf
+    return math.inf if found & _NOTICED else _CONCERN if found else 0.0
 
 
 def beside_words(text: str) -> float:
     """Return what is added to the log-odds of a text's most telling run of sentences.
 
     The logarithm of the number of runs is taken off, because the highest of many is high by chance:
-    without it very many long messages that tell of no danger are called a crisis.
+    without it very many long messages that tell of no danger are called a crisis. Infinite or
+    minus infinite in few words, which are a crisis where they state one.
     """
     runs = n_windows(len(sentences(text)))
-    found = _crisis_families(pattern_cues(text))
+    found = _families([cue for cue in pattern_cues(text) if cue[0] == "crisis"])
+    if _few_words(text):
+        return math.inf if found & _STATED else -math.inf
     says = _STATEMENT if found & _STATED else _HINT if found else 0.0
     return says - math.log(max(1, runs))
 
 
-def _crisis_families(cues: Sequence[tuple[Risk, str]]) -> frozenset[str]:
-    return _families([cue for cue in cues if cue[0] == "crisis"])
+def _few_words(text: str) -> bool:
+    return sum(map(len, plain_words(text))) < _LEAST_WORDS
 
 
 def _families(cues: Sequence[tuple[Risk, str]]) -> frozenset[str]:

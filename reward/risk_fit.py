@@ -81,12 +81,8 @@ def least(scores: np.ndarray, share: float) -> float:
     """Return the least threshold that at most a share of the scores reaches.
 
     Args:
-        scores: Of messages that are not of the sort to be found, log-odds.
+        scores: Of messages that are not of the sort to be found, log-odds; infinite ones, which
+            patterns alone decide on, are left out.
         share: That may be called so, 0..1.
     """
-    return float(np.quantile(scores, 1 - share, method="higher"))
-
-
-def hundredth(threshold: float) -> float:
-    """Return the next higher whole hundredth, as thresholds are stored."""
-    return float(np.floor(100 * threshold + 1) / 100)
+    return float(np.quantile(scores[np.isfinite(scores)], 1 - share, method="higher"))

@@ -136,5 +136,5 @@ def load_wording(path: Path = WEIGHTS) -> Wording:
 def save_wording(wording: Wording, path: Path) -> None:
     """Write weights that `load_wording` reads, in thousandths."""
     weights = {name: round(weight, 3) for name, weight in wording.weights.items()}
-    kept = {"threshold": wording.threshold, "bias": round(wording.bias, 4), "weights": weights}
-    write_text(path, to_json(kept) + "\n")
+    about = {"threshold": wording.threshold, "bias": round(wording.bias, 4)}
+    write_text(path, to_json(about | {"letters": wording.letters, "weights": weights}) + "\n")

@@ -207,3 +207,8 @@ def cross_scores(
         for i, score in zip(out, texts.highest(fitted, out.tolist()), strict=True):
             found[i] = score
     return found
+
+
+def hundredth(threshold: float) -> float:
+    """Return the next higher whole hundredth, as thresholds are stored."""
+    return float(np.floor(100 * threshold + 1) / 100)

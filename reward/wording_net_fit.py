@@ -76,7 +76,7 @@ def fit_net(
         n_nets: Networks, of different seeds.
     """
     counts = Counter(word for message in messages for said in message for word in said)
-    known = [word for word, n in sorted(counts.items(), key=lambda pair: -pair[1]) if n >= OFTEN]
+    known = [word for word, n in counts.most_common() if n >= OFTEN]
     place = {word: at for at, word in enumerate(known, 2)}
     rows = [rows_of(message, place)[0] for message in messages]
     told = np.asarray(classes)

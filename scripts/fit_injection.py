@@ -7,6 +7,7 @@ Fits on `injections.jsonl` and ordinary text; other ordinary text sets the least
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import numpy as np
 from reward.injection import WEIGHTS, WrittenText, kinds_of_words, patterns_find
 from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage
-from reward.wording_fit import cross_scores, fit
+from reward.wording import save_wording
+from reward.wording_fit import cross_scores, fit, hundredth
 from sft.curate import project_demonstrations
 from sft.data import Demonstration
-from sft.files import read_rows, write_json
+from sft.files import read_rows
 from sft.runs import run_script
 from sft.simulator import base_corpus, practice_demonstrations, practice_prompts
 
@@ -61,7 +63,7 @@ def main() -> None:
     calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
     directed, least = np.array(is_directed), [np.quantile(x, 1 - ORDINARY) for x in calm.values()]
     least.append(np.quantile(scores[~directed], 1 - LIKE))
-    threshold = float(np.floor(100 * max(least) + 1) / 100)  # rounded up
+    threshold = hundredth(max(least))
     both = np.array([patterns_find(row.text) for row in rows]) | (scores >= threshold)
     groups = {row.family: np.array(families) == row.family for row in rows if row.directed}
     print(f"threshold {threshold}; called directed by words, where the family is new, or patterns")
@@ -70,9 +72,8 @@ def main() -> None:
         print(f"  {name:20}", *(f"{each[some].mean():6.1%}" for each in told), "of", some.sum())
     for name, high in calm.items():
         print(f"  {name:20} {(high >= threshold).mean():6.2%} of {len(high)}")
-    weights = {n: round(w, 3) for n, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
-    about = {"threshold": threshold, "bias": round(fitted.bias, 4), "letters": LETTERS}
-    write_json(out, about | {"weights": weights})
+    weights = {name: w for name, w in fitted.weights.items() if abs(w) >= LEAST_WEIGHT}
+    save_wording(replace(fitted, weights=weights, threshold=threshold), out)
     print(f"{len(weights)} of {len(fitted.weights)} features: {out}")
 
 

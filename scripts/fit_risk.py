@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from reward.recall import WrittenMessage
-from reward.risk_fit import CRISIS, Told, cross_read, hundredth, least, look, read, written
+from reward.risk_fit import CRISIS, Told, cross_read, least, look, read, written
 from reward.wording import WEIGHTS, save_wording
-from reward.wording_fit import fit
+from reward.wording_fit import fit, hundredth
 from reward.wording_net import NETWORKS, save_net
 from reward.wording_net_fit import fit_net
 from sft.curate import project_demonstrations
@@ -45,9 +45,9 @@ def longer() -> list[WrittenMessage]:
 def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    told = "share of messages without risk that may be called {}, 0..1"
+    told = "share of messages without risk that wording may call {}, 0..1"
     parser.add_argument("--false_alarms", type=float, default=0.1, help=told.format("crises"))
-    parser.add_argument("--concerns", type=float, default=0.1, help=told.format("risky at all"))
+    parser.add_argument("--concerns", type=float, default=0.07, help=told.format("risky at all"))
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the linear weights")
     parser.add_argument("--net", type=Path, default=NETWORKS, help="file of the networks")
     args = parser.parse_args()
