@@ -62,8 +62,7 @@ def main() -> None:
     fitted = fit([*texts, *(t for t, _ in more)], signs, LETTERS, scaled=False)
     calm = {k: np.array([fitted.highest(kinds_of_words(t)) for t in held[k]]) for k in held}
     directed, least = np.array(is_directed), [np.quantile(x, 1 - ORDINARY) for x in calm.values()]
-    least.append(np.quantile(scores[~directed], 1 - LIKE))
-    threshold = hundredth(max(least))
+    threshold = hundredth(max(*least, np.quantile(scores[~directed], 1 - LIKE)))
     both = np.array([patterns_find(row.text) for row in rows]) | (scores >= threshold)
     groups = {row.family: np.array(families) == row.family for row in rows if row.directed}
     print(f"threshold {threshold}; called directed by words, where the family is new, or patterns")
