@@ -151,7 +151,7 @@ def value_loss(
     Returns:
         Of each token the loss, and whether the clipped error was the larger one.
     """
-    near = old + (values - old).clamp(-cliprange, cliprange)
+    near = values.clamp(old - cliprange, old + cliprange)  # exactly the value where it is inside
     plain, within = (values - returns) ** 2, (near - returns) ** 2
     return 0.5 * torch.maximum(plain, within), (within > plain).float()
 
