@@ -75,7 +75,7 @@ def prepare(job: PpoJob) -> None:
     """Write the base, a reward adapter of random weights, and the prompts as token ids.
 
     Tokens of the chat layout are suppressed in sampling by the base's own generation settings,
-    which both sides read: so no reply ends early, and none holds padding.
+    which TRL reads and `take_part` puts back: so no reply ends early, and none holds padding.
     """
     size, folder = job.shape, Path(job.folder)
     write_model(size, job.base, size.layers)
@@ -105,6 +105,9 @@ def take_part(job: PpoJob, value: str) -> None:
     recipe = recipe_of(job, value)
     section = recipe.ppo
     roles = Roles(recipe, None, job.reward, section.temperature)
+    # Loading leaves out how a base ships to sample (`sft.model`).
+    shipped = transformers.GenerationConfig.from_pretrained(job.base)
+    roles.model.generation_config.suppress_tokens = shipped.suppress_tokens
     learner = Learner(roles, section, job.iterations * job.epochs * job.mini_batches)
     asked = [
         Asked(Prompt(f"p{i}", [], "bench", "", "none", "train"), ids)
