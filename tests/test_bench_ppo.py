@@ -13,12 +13,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from rlaif.bench import ppo_report
+from rlaif.bench import ppo_ours, ppo_report
 from rlaif.bench.ppo_bytes import llama3_8b
 from rlaif.bench.ppo_process import install_trl
 from rlaif.bench.ppo_turns import size_of
 from rlaif.bench.ppo_work import FULL_VALUE, OPPONENT, PARTS, WHO, Course, Held, PpoJob
 from rlaif.plan.memory import GIB
+from rlaif.rollout import sample
+from sft.candidates import Sampling
 from sft.files import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +126,15 @@ def test_mistakes_are_told_before_anything_starts(change, who, reason) -> None:
 
 def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert PpoJob.read(JOB.write(tmp_path / "job.json")) == JOB
+
+
+def test_no_reply_of_ours_ends_early(tmp_path: Path) -> None:
+    job = replace(JOB, folder=str(tmp_path), dtype="float32")
+    ppo_ours.prepare(job)
+    roles = ppo_ours.roles_of(job, ppo_ours.recipe_of(job, "head"))
+    sampling = Sampling(64, 1.0, 1.0, job.reply, 256, 0)
+    rollout = sample(roles, ppo_ours.asked_of(job), sampling, lambda _: None)
+    assert {len(reply.ids) for reply in rollout.replies} == {job.reply}
 
 
 @pytest.mark.slow

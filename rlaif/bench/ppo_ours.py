@@ -98,21 +98,32 @@ def prepare(job: PpoJob) -> None:
     judge.save(job.reward, str(job.base))
 
 
+def roles_of(job: PpoJob, recipe: Recipe) -> Roles:
+    """Load the roles; none of them samples what the base suppresses."""
+    roles = Roles(recipe, None, job.reward, recipe.ppo.temperature)
+    # Loading leaves out how a base ships to sample (`sft.model`).
+    shipped = transformers.GenerationConfig.from_pretrained(job.base)
+    roles.model.generation_config.suppress_tokens = shipped.suppress_tokens
+    return roles
+
+
+def asked_of(job: PpoJob) -> list[Asked]:
+    """Return the prompts that `prepare` wrote."""
+    return [
+        Asked(Prompt(f"p{i}", [], "bench", "", "none", "train"), ids)
+        for i, ids in enumerate(job.prompt_ids())
+    ]
+
+
 def take_part(job: PpoJob, value: str) -> None:
     """Walk the iterations, one a turn."""
     seat = Seat()
     torch.manual_seed(0)
     recipe = recipe_of(job, value)
     section = recipe.ppo
-    roles = Roles(recipe, None, job.reward, section.temperature)
-    # Loading leaves out how a base ships to sample (`sft.model`).
-    shipped = transformers.GenerationConfig.from_pretrained(job.base)
-    roles.model.generation_config.suppress_tokens = shipped.suppress_tokens
+    roles = roles_of(job, recipe)
     learner = Learner(roles, section, job.iterations * job.epochs * job.mini_batches)
-    asked = [
-        Asked(Prompt(f"p{i}", [], "bench", "", "none", "train"), ids)
-        for i, ids in enumerate(job.prompt_ids())
-    ]
+    asked = asked_of(job)
     seat.ready()
     for number in range(job.iterations):
         seat.wait()
