@@ -32,6 +32,7 @@ from sft import model as models
 from sft.candidates import Sampling
 from sft.chat import Chat, system_prompt
 from sft.data import Prompt
+from sft.files import read_json
 from sft.precision import choose_precision
 from sft.recipe import Recipe
 
@@ -102,8 +103,8 @@ def roles_of(job: PpoJob, recipe: Recipe) -> Roles:
     """Load the roles; none of them samples what the base suppresses."""
     roles = Roles(recipe, None, job.reward, recipe.ppo.temperature)
     # Loading leaves out how a base ships to sample (`sft.model`).
-    shipped = transformers.GenerationConfig.from_pretrained(job.base)
-    roles.model.generation_config.suppress_tokens = shipped.suppress_tokens
+    shipped = read_json(job.base / "generation_config.json")
+    roles.model.generation_config.suppress_tokens = shipped["suppress_tokens"]
     return roles
 
 
