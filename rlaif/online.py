@@ -7,25 +7,20 @@ reply, by the same verdicts and the same rules of safety; and looks at held-out 
 the best is kept. The policy goes on from a copy of the newest adapter, of which TRL keeps a frozen
 copy as the reference, as it does for a PEFT model without a `peft_config`.
 
-Not here: scores (`rlaif.online_source`), and checkpoints; a run that was stopped begins anew.
+Not here: scores, and what a checkpoint holds (`rlaif.online_source`); when one is written
+(`sft.resume`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import (
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rlaif import watch
@@ -37,23 +32,23 @@ from rlaif.roles import POLICY, REFERENCE, Roles
 from rlaif.rollout import Asked, fitting, listen, next_places, sample
 from sft import model as models
 from sft.candidates import Candidate
-from sft.files import CheckFailed, UserError
+from sft.files import CheckFailed, UserError, short_hash
+from sft.resume import train
 from sft.sections import TrainingSection
 from sft.train import snapshot, trainer_options
-from sft.trainer_rules import Guard, Reporter
+from sft.trainer_rules import Reporter
 
 TRAINERS = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
 TRL_REFERENCE = "ref"  # the name of TRL's frozen copy
 
 
-class Looks(TrainerCallback):
+class Looks:
     """Looks at held-out prompts as PPO has them; the adapter of the best one is kept."""
 
     def __init__(self, source: Source, held_out: Sequence[Asked]) -> None:
         self.source, self.held_out = source, held_out
         self.looks: list[watch.Look] = []
         self.start: list[Candidate] = []
-        self.alarm: str | None = None
         self.weights: dict[str, torch.Tensor] = {}
 
     @property
@@ -61,23 +56,27 @@ class Looks(TrainerCallback):
         """The look whose adapter is kept; the start's does not count."""
         return watch.best(self.looks[1:], self.source.section.max_unsafe)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Look where one is due, and stop where looks say so."""
-        section = self.source.section
-        iteration, rest = divmod(state.global_step, self.source.updates)
-        every = section.eval_every
-        last = iteration == section.iterations
-        if rest or not (last or (every and iteration % every == 0)):
-            return
-        self.look(iteration)
-        self.alarm = watch.over_optimised(self.looks, section.patience)
-        control.should_training_stop = self.alarm is not None
+    @property
+    def alarm(self) -> str | None:
+        """Why looks end the course; None = they do not."""
+        return watch.over_optimised(self.looks, self.source.section.patience)
 
-    def look(self, iteration: int) -> watch.Look:
-        """Let the policy answer the held-out prompts, and have the judge compare."""
-        source, section = self.source, self.source.section
+    def due(self, step: int) -> bool:
+        """Whether a look belongs after this many updates and was not made yet."""
+        section = self.source.section
+        iteration, rest = divmod(step, self.source.updates)
+        if rest or (self.looks and self.looks[-1].iteration == iteration):
+            return False
+        every = section.eval_every
+        return iteration in (0, section.iterations) or bool(every and iteration % every == 0)
+
+    def look(self, step: int) -> watch.Look:
+        """Let the policy answer the held-out prompts, and have the judge compare.
+
+        Raises:
+            CheckFailed: policy and reference are not the same before the first update.
+        """
+        source, section, iteration = self.source, self.source.section, step // self.source.updates
         job, roles, method = source.job, source.roles, section.method
         sampling = look_sampling(job.recipe, iteration)
         with torch.random.fork_rng():  # a look may not change what TRL draws next
@@ -85,15 +84,35 @@ class Looks(TrainerCallback):
         said = listen(roles, rollout, section.per_device_train_batch_size)
         verdicts = source.judge(rollout, said, f"look-{iteration}")
         ours = candidates_of(rollout, f"{method}-{iteration}")
-        self.start = self.start or ours
         proxy = float(source.scores(rollout, verdicts).nanmean())
-        found = look(job, rollout, said, proxy, ours, self.start, iteration)
+        found = look(job, rollout, said, proxy, ours, self.start or ours, iteration)
+        if iteration == 0 and abs(found.kl) > NO_KL * section.max_new_tokens:
+            raise CheckFailed(
+                f"before the first update the KL is {found.kl:.2e} nats a reply (must be 0): "
+                "policy and reference are not the same model"
+            )
+        self.start = self.start or ours
         self.looks.append(found)
-        job.stage.log(found.metrics(), step=iteration * source.updates)
+        job.stage.log(found.metrics(), step=step)
         job.stage.say(found.line())
         if iteration and self.best is self.looks[-1]:
             self.weights = snapshot(roles.model)
-        return self.looks[-1]
+        return found
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds of them."""
+        return {
+            "looks": [vars(each) for each in self.looks],
+            "start": [asdict(each) for each in self.start],
+            "best": self.weights,
+        }
+
+    def put_back(self, kept: Mapping[str, Any]) -> None:
+        """Put that back."""
+        self.looks = [watch.Look(**each) for each in kept["looks"]]
+        self.start = [Candidate(**each) for each in kept["start"]]
+        device = self.source.roles.model.device
+        self.weights = {name: each.to(device) for name, each in kept["best"].items()}
 
 
 def online_options(job: Job, precision: models.Precision) -> dict[str, Any]:
@@ -143,12 +162,8 @@ def online_options(job: Job, precision: models.Precision) -> dict[str, Any]:
     }
 
 
-def make_trainer(source: Source, rows: Sequence[int]) -> Any:
-    """TRL's trainer on these prompts; the reference becomes its copy of the policy.
-
-    Raises:
-        CheckFailed: policy and reference are not the same before the first step.
-    """
+def make_trainer(source: Source, rows: Sequence[int], held_out: Sequence[Asked]) -> Any:
+    """TRL's trainer on these prompts; the reference becomes its copy of the policy."""
     roles, (kind, config) = source.roles, TRAINERS[source.section.method]
     before = snapshot(roles.model)
     if roles.reference == REFERENCE:
@@ -158,16 +173,19 @@ def make_trainer(source: Source, rows: Sequence[int]) -> Any:
         model=roles.model,
         reward_funcs=source.reward,  # for its name: see `Asking`
         args=config(**online_options(source.job, roles.precision)),
-        train_dataset=Dataset.from_list([{"prompt": str(row)} for row in rows]),
+        train_dataset=Dataset.from_list([_row(source, number) for number in rows]),
         processing_class=roles.chat.tokenizer,
     )
-    trainer.source = source
-    trainer.add_callback(Guard(trainer))
-    trainer.remove_callback(PrinterCallback)  # the stage has its own progress line
+    trainer.source, trainer.looks = source, Looks(source, held_out)
     models.keep_float32(roles.model, before)
     roles.reference = TRL_REFERENCE
     roles.learn_with(POLICY)
     return trainer
+
+
+def _row(source: Source, number: int) -> dict[str, str]:
+    """A prompt by its number; its contents are there for checkpoints, which compare rows."""
+    return {"prompt": str(number), "content": short_hash(source.asked[number].ids)}
 
 
 def train_online(job: Job, start: Path | None, reward: Path | None) -> dict[str, Any]:
@@ -189,17 +207,10 @@ def train_online(job: Job, start: Path | None, reward: Path | None) -> dict[str,
     held_out = fitting(roles.chat, job.held_out, section.max_new_tokens)
     n = section.iterations * section.prompts_per_iteration
     source = Source(job, roles, asked)
-    trainer = make_trainer(source, next_places(0, n, len(asked), recipe.round_seed))
-    looks = Looks(source, held_out)
-    first = looks.look(0)
-    if abs(first.kl) > NO_KL * section.max_new_tokens:
-        raise CheckFailed(
-            f"before the first update the KL is {first.kl:.2e} nats a reply (must be 0): policy "
-            "and reference are not the same model"
-        )
-    trainer.add_callback(Reporter(stage, section.method))
-    trainer.add_callback(looks)
-    trainer.train()
+    places = next_places(0, n, len(asked), recipe.round_seed)
+    trainer = make_trainer(source, places, held_out)
+    train(trainer, Reporter(stage, section.method), section.save_every * source.updates)
+    looks = trainer.looks
     ended = keep(job, roles.model, before, looks.weights, looks.best, looks.alarm)
     return {
         "prompts": len(asked),

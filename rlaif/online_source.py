@@ -8,13 +8,12 @@ none the run ends. Not here: the trainers and the course (`rlaif.online`).
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from transformers import TrainerState
 
 from rlaif import ppo_state
@@ -23,8 +22,12 @@ from rlaif.ppo_math import Multiplier
 from rlaif.ppo_reward import Verdicts, by_evaluator, by_model, check_known, scores_of
 from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout, Said, listen
-from sft.files import CheckFailed
+from sft.files import CheckFailed, write_text
 from sft.generate import Reply
+from sft.resumable import TrlSums
+
+if TYPE_CHECKING:
+    from rlaif.online import Looks
 
 
 class Source:
@@ -91,14 +94,20 @@ class Source:
         return scores, figures
 
 
-class Asking:
-    """Mixin for TRL's trainers: token ids of prompts as they are, scores by a `Source`."""
+class Asking(TrlSums):
+    """First among the bases of TRL's trainers: prompts' token ids as they are, a `Source`'s scores.
+
+    A checkpoint also holds the replies at hand, the looks and what they keep; the looks come after
+    the update before them was logged, so that a look that fails can be made again.
+    """
 
     source: Source
+    looks: Looks
     state: TrainerState
     accelerator: Accelerator
-    _metrics: dict[str, defaultdict[str, list[float]]]
     update_rows: tuple[int, Sequence[int]] = (-1, ())
+    _step: int
+    _buffered_inputs: list[dict[str, Any]] | None
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         # TRL would render the conversations by its own rules.
@@ -123,7 +132,7 @@ class Asking:
         Raises:
             CheckFailed: the loss is NaN or infinite.
         """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not math.isfinite(loss.item()):
             raise CheckFailed(
                 f"the loss became {loss.item()}: stopped before the update. {self.named(())}. "
@@ -134,3 +143,49 @@ class Asking:
     def named(self, numbers: Sequence[int]) -> str:
         """Where a training is, for the guard; TRL shuffles a rollout's replies without numbers."""
         return f"Rollout {self.state.global_step // self.source.updates + 1}"
+
+    # --- looks and checkpoints -----------------------------------------------------------------
+
+    def begin(self, step: int) -> bool:
+        """Make the look that is due before going on; say whether the course is over."""
+        if self.looks.due(step):
+            self.looks.look(step)
+        last = step == self.source.section.iterations * self.source.updates
+        return last or self.looks.alarm is not None
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        save, self.control.should_save = self.control.should_save, False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.keeper:
+            self.keeper.hold()
+        if self.looks.due(self.state.global_step):
+            self.looks.look(self.state.global_step)
+            if self.keeper:
+                self.keeper.hold()
+        self.control.should_training_stop |= self.looks.alarm is not None
+        self.control.should_save = save
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # nothing is left to log
+
+    def sums(self) -> dict[str, Any]:
+        """TRL's sums, its count of micro-batches and the replies at hand."""
+        return super().sums() | {"micro_batches": self._step, "replies": self._buffered_inputs}
+
+    def set_sums(self, sums: Mapping[str, Any]) -> None:
+        """Put them back."""
+        super().set_sums(sums)
+        self._step = sums["micro_batches"]
+        self._buffered_inputs = send_to_device(sums["replies"], self.accelerator.device)
+
+    def course(self) -> dict[str, Any]:
+        """The price of an unsafe reply, the looks, and what is shown of the last rollout."""
+        shown = ppo_state.text_of(self.source.job.stage, ppo_state.ROLLOUTS)
+        price = self.source.multiplier.value
+        return {"multiplier": price, "shown": shown} | self.looks.kept()
+
+    def set_course(self, course: Mapping[str, Any]) -> None:
+        """Put that back."""
+        self.source.multiplier.value = course["multiplier"]
+        self.looks.put_back(course)
+        stage = self.source.job.stage
+        if stage.is_main:
+            write_text(stage.path(ppo_state.ROLLOUTS), course["shown"])

@@ -80,7 +80,7 @@ def kept(run: Ppo) -> Iterator[None]:
     A second Ctrl-C may come between any two lines: what was half done by then is taken back.
     """
     stage, before = run.job.stage, run.course.kept()
-    metrics = _text_of(stage, METRICS)
+    metrics = text_of(stage, METRICS)
     try:
         yield
     except (EvaluatorStopped, CheckFailed, KeyboardInterrupt, SystemExit):
@@ -117,13 +117,14 @@ def pack(run: Ppo) -> dict[str, Any]:
         "best": course.best,
         "lesson": None if course.lesson is None else vars(course.lesson),
         "rollout": None if course.rollout is None else _of_rollout(run, course.rollout),
-        "metrics": _text_of(stage, METRICS),
-        "shown": _text_of(stage, ROLLOUTS),
+        "metrics": text_of(stage, METRICS),
+        "shown": text_of(stage, ROLLOUTS),
         "seconds": stage.elapsed(),
     }
 
 
-def _text_of(stage: Stage, name: str) -> str:
+def text_of(stage: Stage, name: str) -> str:
+    """What a file of the stage holds; nothing where it is not there."""
     path = Path(stage.path(name))
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 

@@ -9,12 +9,12 @@ from pydantic import Field, field_validator
 from sft.sections import Count, Scheduler, Share
 from sft.service_settings import Positive, Section, reachable
 
-# What steers only the project's own loop: TRL's trainers have no critic, no alarms, a fixed KL and
-# here no checkpoints. Nor do they read baseline, value_head_rate and lam, which say so and are not
-# refused: a recipe that sets them for PPO, as the quickstart does, is good for all methods.
+# What steers only the project's own loop: TRL's trainers have no critic, no alarms and a fixed KL.
+# Nor do they read baseline, value_head_rate and lam, which say so and are not refused: a recipe
+# that sets them for PPO, as the quickstart does, is good for all methods.
 PPO_ONLY = (
     *("value", "vf_coef", "cliprange_value", "gamma", "whiten_rewards", "ent_coef"),
-    *("kl_target", "kl_horizon", "target_kl", "save_every"),
+    *("kl_target", "kl_horizon", "target_kl"),
     *("max_kl", "min_entropy", "max_length_drift", "rollout_url"),
 )
 

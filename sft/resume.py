@@ -8,10 +8,11 @@ and what was added up since the last logged line, so that metrics go on as if no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from transformers import (
 
 from sft import checkpoints
 from sft.checkpoints import Checkpoint, Search
-from sft.files import to_json
+from sft.files import CheckFailed, EvaluatorStopped, to_json
+from sft.resumable import Resumable
 from sft.runs import METRICS
 from sft.stopping import StopRequest, stop_requests
-from sft.trainer_rules import Guard, Reporter, TrainerRules
+from sft.trainer_rules import Guard, Reporter
 from sft.training_state import (
     load_state,
     packed_state,
@@ -51,17 +53,18 @@ ORDERS = frozenset(
 )  # of rows, that follow from the seed
 
 
-def train(trainer: TrainerRules, reporter: Reporter, save_every: int) -> None:
+def train(trainer: Resumable, reporter: Reporter, save_every: int) -> None:
     """Train to the end, from the newest checkpoint of the stage where there is one.
 
     Args:
-        trainer: any of this project's.
+        trainer: any of this project's; its `train` is not called where `begin` says it is over.
         reporter: of its stage.
         save_every: updates between two checkpoints; 0 = only where a signal stops the run.
 
     Raises:
         ResultExists: the checkpoint is of other settings or other rows.
         CheckFailed: a loss or gradient is NaN or infinite.
+        EvaluatorStopped: who rewards does not go on; what is done is saved.
         StorageError: the disk is full; earlier checkpoints are kept.
         KeyboardInterrupt, SystemExit: a signal came, and all is saved.
     """
@@ -70,16 +73,20 @@ def train(trainer: TrainerRules, reporter: Reporter, save_every: int) -> None:
     trainer.add_callback(Guard(trainer))
     if reason := why_none(trainer):
         reporter.stage.say(f"no checkpoints: {reason}")
-        trainer.train()
+        if not trainer.begin(0):
+            trainer.train()
         return
     with stop_requests() as stop:
         keeper = Keeper(trainer, reporter, save_every, stop)
         found = keeper.find()
-        if keeper.done:
+        if found:
             keeper.take_over()
-        else:
+        over = keeper.done or trainer.begin(found.step if found else 0)
+        stop.leave(keeper.agreed())
+        if not over:
             trainer.add_callback(keeper)
-            trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
+            with keeper.kept():
+                trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
         stop.leave()
 
 
@@ -109,7 +116,7 @@ class Keeper(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: TrainerRules, reporter: Reporter, save_every: int, stop: StopRequest
+        self, trainer: Resumable, reporter: Reporter, save_every: int, stop: StopRequest
     ) -> None:
         """Make one for a trainer that is about to train."""
         self.trainer, self.reporter, self.stage = trainer, reporter, reporter.stage
@@ -120,6 +127,7 @@ class Keeper(TrainerCallback):
         self.found: Checkpoint | None = None
         self.shared: dict[str, Any] = {}  # what was saved of all processes
         self.own: dict[str, Any] = {}  # and of this one
+        self.held: tuple[bytes, int] | None = None  # what would have been, see `hold`
         self.done, self.seconds, self.started = False, 0.0, time.monotonic()
         trainer.keeper = self
 
@@ -164,18 +172,15 @@ class Keeper(TrainerCallback):
         set_random_state(self.own["random"])
 
     def take_over(self) -> None:
-        """Stand where the last update had ended."""
+        """Stand where the last update had ended; history and metrics are as they were then."""
+        assert self.found is not None
         self.load_weights()
         self.load_random()
-        self._rewind()
-
-    def _rewind(self) -> None:
-        """Give history and metrics back as they were when the checkpoint was written."""
-        if self.found:
-            self.reporter.history[:] = self.shared["history"]
-            kept = METRICS in self.found.files
-            metrics = self.found.path(METRICS).read_text(encoding="utf-8") if kept else ""
-            self.stage.rewind(metrics, self.shared["stage_seconds"])
+        self.trainer.set_course(self.shared["course"])
+        self.reporter.history[:] = self.shared["history"]
+        kept = METRICS in self.found.files
+        metrics = self.found.path(METRICS).read_text(encoding="utf-8") if kept else ""
+        self.stage.rewind(metrics, self.shared["stage_seconds"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -185,7 +190,6 @@ class Keeper(TrainerCallback):
         if not self.found:
             return
         trainer = self.trainer
-        self._rewind()
         trainer._tr_loss = self.own["loss"].to(args.device)
         trainer._total_loss_scalar = self.shared["total_loss"]
         trainer._globalstep_last_logged = self.shared["last_logged"]
@@ -199,7 +203,7 @@ class Keeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Decide, in all processes alike, whether to save here."""
-        self.stopping = self._agreed()
+        self.stopping = self.agreed()
         if state.global_step < state.max_steps:  # the end is saved with its last line of metrics
             due = self.save_every and state.global_step % self.save_every == 0
             control.should_save = bool(due or self.stopping)
@@ -216,11 +220,27 @@ class Keeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save the end: what comes after training may be stopped, too."""
+        self.stopping = self.stopping or self.agreed()
         if self.save_every or self.stopping:
             self.save(done=True)
         self.stop.leave(self.stopping)
 
-    def _agreed(self) -> int | None:
+    def hold(self) -> None:
+        """Note what this process would save here, for what may go wrong before the next update."""
+        self.held = self._packed(), self.trainer.state.num_input_tokens_seen
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Save where `hold` was called last, if an evaluator or a check ends the training."""
+        try:
+            yield
+        except (EvaluatorStopped, CheckFailed):
+            if self.held and self.trainer.args.world_size == 1:  # the others may be elsewhere
+                own, self.trainer.state.num_input_tokens_seen = self.held
+                self.save(own=own)
+            raise
+
+    def agreed(self) -> int | None:
         """The signal that any process of the launch had; all must stop at one step."""
         number = self.stop.number or 0
         if self.trainer.args.world_size > 1:
@@ -228,21 +248,18 @@ class Keeper(TrainerCallback):
             number = int(self.trainer.accelerator.gather(mine).max())
         return number or None
 
-    def save(self, *, done: bool = False) -> None:
+    def save(self, *, done: bool = False, own: bytes | None = None) -> None:
         """Write a checkpoint of this step; process 0 writes for all.
+
+        Args:
+            done: nothing is left to train.
+            own: what is this process's own; None = as it is now.
 
         Raises:
             StorageError: the disk is full.
         """
         trainer = self.trainer
-        own = packed_state(
-            {
-                "random": random_state(),
-                "loss": trainer._tr_loss,
-                "flos": trainer.current_flos,
-                "sums": trainer.sums(),
-            }
-        )
+        own = own or self._packed()
         every = gather_object([own]) if trainer.args.world_size > 1 else [own]
         if self.stage.is_main:
             step = trainer.state.global_step
@@ -250,6 +267,18 @@ class Keeper(TrainerCallback):
                 self.folder, step, lambda folder: self._fill(folder, every, done), self.facts
             )
         trainer.accelerator.wait_for_everyone()
+
+    def _packed(self) -> bytes:
+        """What is this process's own."""
+        trainer = self.trainer
+        return packed_state(
+            {
+                "random": random_state(),
+                "loss": trainer._tr_loss,
+                "flos": trainer.current_flos,
+                "sums": trainer.sums(),
+            }
+        )
 
     def _fill(self, folder: Path, every: list[bytes], done: bool) -> None:
         """Write the files of a checkpoint into its folder."""
@@ -264,6 +293,7 @@ class Keeper(TrainerCallback):
             "total_loss": trainer._total_loss_scalar,
             "last_logged": trainer._globalstep_last_logged,
             "history": self.reporter.history,
+            "course": trainer.course(),
             "seconds": self.seconds + time.monotonic() - self.started,
             "stage_seconds": self.stage.elapsed(),
             "done": done,

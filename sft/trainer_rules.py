@@ -1,27 +1,25 @@
-"""What holds for every trainer of this project: order of rows, guard against NaN, checkpoints.
+"""What holds for every trainer of this project: order of rows, guard against NaN, progress.
 
-Not here: what a trainer learns (`sft.train`, `reward.train`, `rlaif.dpo`), and when checkpoints are
-written (`sft.resume`).
+Not here: what a trainer learns (`sft.train`, `reward.train`, `rlaif.dpo`), and checkpoints
+(`sft.resumable`, `sft.resume`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from sft.files import CheckFailed
 from sft.progress import Progress
+from sft.resumable import Resumable, TrlSums
 from sft.runs import Stage
-
-if TYPE_CHECKING:
-    from sft.resume import Keeper
 
 ROW = "row"  # column: number of a row in the training data
 IDS = "ids"  # column: ids of what a row was made from
@@ -74,7 +72,7 @@ class Numbered:
         return {**self.collate(plain), ROW: numbers}
 
 
-class TrainerRules(Trainer):
+class TrainerRules(Resumable):
     """First among a trainer's bases: what holds for every training of this project.
 
     A loss or gradient that is no number ends the run before the update, and names the rows. The
@@ -86,7 +84,6 @@ class TrainerRules(Trainer):
     data_collator: Callable[[Any], dict[str, Any]]
     train_dataset: Dataset
     _signature_columns: list[str] | None
-    keeper: Keeper | None = None
     order: RowOrder | None = None
     batch_rows: Sequence[int] = ()  # of the micro-batch at work
     update_rows: tuple[int, Sequence[int]] = (-1, ())  # steps done, and rows of the update at work
@@ -157,58 +154,15 @@ class TrainerRules(Trainer):
             line += f" and {len(ids) - SHOWN_IDS} more)" if len(ids) > SHOWN_IDS else ")"
         return line
 
-    # --- checkpoints ---------------------------------------------------------------------------
-
-    def sums(self) -> dict[str, Any]:
-        """What was added up since the last logged line and is not Trainer's own."""
-        return {}
-
-    def set_sums(self, sums: Mapping[str, Any]) -> None:
-        """Put that back."""
-
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         epochs, steps = super()._init_training_state(*args, **kwargs)
         if self.order is not None:
             self.order.epoch = epochs
         return epochs, steps
 
-    def _finalize_training(self, trial: Any, rows: Any, start_time: float) -> Any:
-        seconds = self.keeper.seconds if self.keeper else 0.0
-        return super()._finalize_training(trial, rows, start_time - seconds)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.keeper:
-            self.keeper.save()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.keeper:
-            self.keeper.load_weights()
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.keeper and checkpoint:
-            self.keeper.load_optimizer()
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if self.keeper and checkpoint:
-            self.keeper.load_scaler()
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self.keeper and checkpoint:
-            self.keeper.load_random()
-
-
-class TrlRules(TrainerRules):
-    """The same for TRL's trainers, which add up metrics of their own."""
-
-    def sums(self) -> dict[str, Any]:
-        """TRL's metrics since the last logged line, and the tokens so far."""
-        return {"metrics": dict(self._metrics["train"]), "tokens": self._total_train_tokens}
-
-    def set_sums(self, sums: Mapping[str, Any]) -> None:
-        """Put them back."""
-        self._metrics["train"].clear()
-        self._metrics["train"].update(sums["metrics"])
-        self._total_train_tokens = sums["tokens"]
+class TrlRules(TrlSums, TrainerRules):
+    """The same for TRL's trainers."""
 
 
 class Guard(TrainerCallback):

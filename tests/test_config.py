@@ -76,14 +76,14 @@ def test_what_only_ppo_reads_is_refused_elsewhere_or_says_so(method: str) -> Non
     other = {
         "value": "adapter", "vf_coef": "0.2", "cliprange_value": "0.3", "gamma": "0.9",
         "whiten_rewards": "true", "ent_coef": "0.1", "kl_target": "5", "kl_horizon": "500",
-        "target_kl": "0.1", "save_every": "5", "max_kl": "9", "min_entropy": "0.1",
+        "target_kl": "0.1", "max_kl": "9", "min_entropy": "0.1",
         "max_length_drift": "3", "rollout_url": "http://localhost:8000/v1",
     }  # fmt: skip
     assert set(other) == set(PPO_ONLY)
     flags = [part for name, value in other.items() for part in (f"--ppo.{name}", value)]
     text = mistakes("--run", "x", *flags, "--ppo.method", method, stage="ppo")
     assert f"{len(other)} problems" in text
-    assert f"{method} does not read ppo.save_every: leave it at 10" in text
+    assert f"{method} does not read ppo.value: leave it at head" in text
     load(["--run", "x", *flags], "ppo", "Test.")
     kept = load(["--config", str(QUICKSTART), "--method", method], "ppo", "Test.").ppo
     assert kept.method == method and kept.lam == 1.0

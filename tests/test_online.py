@@ -8,10 +8,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import TALKS
+from test_resume import CLOCKS
 
 from reward.evaluator import Assessment
 from rlaif import online
@@ -25,6 +27,7 @@ from sft.candidates import Candidate
 from sft.config import Recipe
 from sft.data import Prompt
 from sft.files import CheckFailed, UserError
+from sft.runs import Stage
 from sft.train import snapshot
 
 PROMPTS = [
@@ -95,13 +98,24 @@ def start(model_folders: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def job_for(recipe: Recipe, folder: Path, evaluator: ByHash) -> Job:
-    stage = SimpleNamespace(is_main=True, folder=folder, said=[], logged=[])
-    stage.path = lambda name: folder / name
-    stage.say = stage.said.append
-    stage.log = lambda row, step=None: stage.logged.append((step, dict(row)))
     folder.mkdir(parents=True, exist_ok=True)
-    judge = EvaluatorJudge(ByHash())
-    return Job(recipe, PROMPTS, HELD_OUT, evaluator, judge, stage)  # type: ignore[arg-type]
+    manifest = {"config": recipe.settings("seed", "model", "ppo"), "inputs": {}}
+    stage = Stage(folder, manifest, reused=False, is_main=True)
+    return Job(recipe, PROMPTS, HELD_OUT, evaluator, EvaluatorJudge(ByHash()), stage)
+
+
+def trainer_for(job: Job, start: Path | None, rows: Sequence[int] = (0, 1, 2, 3) * 2) -> Any:
+    """A trainer on the prompts of these numbers."""
+    roles = Roles(job.recipe, start, None, 1.0)
+    source = Source(job, roles, fitting(roles.chat, PROMPTS, 6))
+    return online.make_trainer(source, rows, fitting(roles.chat, HELD_OUT, 6))
+
+
+def logged(job: Job) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl`, without what a clock says."""
+    lines = job.stage.path("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    clocks = {*CLOCKS, "step_time"}
+    return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
 
 
 @METHODS
@@ -118,7 +132,7 @@ def test_it_learns_from_the_start_and_keeps_the_best_look(model_folders, start, 
     )
     assert all(not torch.equal(kept[name], begin[name]) for name in begin)
     assert all(value.dtype == torch.float32 for value in kept.values())
-    lines = [row for _, row in job.stage.logged]
+    lines = logged(job)
     kl = [row["kl"] for row in lines if "kl" in row]
     assert kl[0] == pytest.approx(0, abs=1e-6)
     assert any(row.get("safety/unsafe") is not None and "reward" in row for row in lines)
@@ -134,9 +148,9 @@ def test_whoever_rewards_reads_what_the_policy_wrote(model_folders, start, tmp_p
     recipe = recipe_for(model_folders["llama"], tmp_path, method=method, eval_every=0)
     evaluator = ByHash()
     job = job_for(recipe, tmp_path / "stage", evaluator)
-    roles = Roles(recipe, start, None, 1.0)
-    source = Source(job, roles, fitting(roles.chat, PROMPTS, 6))
-    trainer = online.make_trainer(source, [0, 1, 2, 3, 4, 5, 0, 1])
+    trainer = trainer_for(job, start, [0, 1, 2, 3, 4, 5, 0, 1])
+    source = trainer.source
+    trainer.looks.due = lambda step: False
     assert set(trainer.eos_token_ids) == source.stops
     seen: list[torch.Tensor] = []
     plain = trainer._generate_and_score_completions
@@ -167,11 +181,9 @@ def test_a_reply_without_a_verdict_has_no_advantage_and_is_not_logged(
         model_folders["llama"], tmp_path, method=method, score={"max_unscored": 0.5}, kl_coef=0.0
     )
     job = job_for(recipe, tmp_path / "stage", ByHash(silent=1))
-    roles = Roles(recipe, start, None, 1.0)
-    source = Source(job, roles, fitting(roles.chat, PROMPTS, 6))
-    trainer = online.make_trainer(source, [0, 1, 2, 3] * 2)
+    trainer = trainer_for(job, start)
     rows = [{"prompt": str(i)} for i in range(4) for _ in range(3)]
-    roles.model.train()
+    trainer.model.train()
     with caplog.at_level(logging.DEBUG):
         made = trainer._generate_and_score_completions(rows)
     advantages = made["advantages"].view(4, 3)
@@ -199,11 +211,9 @@ def test_before_the_first_step_policy_and_reference_are_one(
     """Law 5, in both ways of computing it: this project's and TRL's."""
     recipe = recipe_for(model_folders["llama"], tmp_path, method=method)
     job = job_for(recipe, tmp_path / "stage", ByHash())
-    roles = Roles(recipe, None if from_base else start, None, 1.0)
-    source = Source(job, roles, fitting(roles.chat, PROMPTS, 6))
-    trainer = online.make_trainer(source, [0, 1, 2, 3] * 2)
-    looks = online.Looks(source, fitting(roles.chat, HELD_OUT, 6))
-    assert looks.look(0).kl == 0.0
+    trainer = trainer_for(job, None if from_base else start)
+    roles = trainer.source.roles
+    assert trainer.looks.look(0).kl == 0.0
     seen = []
     plain = trainer.training_step
 
@@ -226,18 +236,19 @@ def test_a_4_bit_base_keeps_float32_adapters(model_folders, start, tmp_path):
     roles = Roles(recipe, start, None, 1.0)
     before = snapshot(roles.model)
     source = Source(job, roles, fitting(roles.chat, PROMPTS, 6))
-    online.make_trainer(source, [0, 1, 2, 3] * 2)
+    held_out = fitting(roles.chat, HELD_OUT, 6)
+    trainer = online.make_trainer(source, [0, 1, 2, 3] * 2, held_out)
     after = snapshot(roles.model)
     assert all(value.dtype == torch.float32 for value in after.values())
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert online.Looks(source, fitting(roles.chat, HELD_OUT, 6)).look(0).kl == 0.0
+    assert trainer.looks.look(0).kl == 0.0
 
 
 def test_the_price_of_unsafe_replies_moves(model_folders, start, tmp_path):
     recipe = recipe_for(model_folders["llama"], tmp_path, safety="lagrangian", max_unsafe=0.0)
     job = job_for(recipe, tmp_path / "stage", ByHash())
     online.train_online(job, start, None)
-    prices = [row["safety/multiplier"] for _, row in job.stage.logged if "safety/multiplier" in row]
+    prices = [row["safety/multiplier"] for row in logged(job) if "safety/multiplier" in row]
     assert prices[0] == 0.0 < prices[1]
 
 
@@ -273,12 +284,11 @@ def test_what_the_method_would_not_read_is_refused(model_folders, tmp_path, sett
 def test_no_number_ends_the_run_before_the_update(model_folders, start, tmp_path, method):
     recipe = recipe_for(model_folders["llama"], tmp_path, method=method)
     job = job_for(recipe, tmp_path / "stage", ByHash())
-    roles = Roles(recipe, start, None, 1.0)
-    source = Source(job, roles, fitting(roles.chat, PROMPTS, 6))
-    trainer = online.make_trainer(source, [0, 1, 2, 3] * 2)
-    before = snapshot(roles.model)
+    trainer = trainer_for(job, start)
+    model = trainer.model
+    before = snapshot(model)
     plain = trainer._compute_loss
     trainer._compute_loss = lambda *args: plain(*args) * float("nan")
     with pytest.raises(CheckFailed, match="Rollout 1"):
         trainer.train()
-    assert all(torch.equal(value, before[name]) for name, value in snapshot(roles.model).items())
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(model).items())
