@@ -1,8 +1,13 @@
 """Fits the convolutional reading of wording (`reward/wording_net.py`)."""
 
+import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -15,10 +20,22 @@ from reward.wording_net import WIDTHS, Net, WordingNet, load_vectors, rows_of
 
 N_NETS = 3
 OFTEN = 20  # times that a word must be fitted on to get numbers of its own
-CHANNELS, EPOCHS, BATCH, SORTED = 96, 8, 64, 640  # batches hold texts of like length out of SORTED
+CHANNELS = 96
 RATE, DECAY, SMOOTHING = 3e-3, 0.05, 0.05
 BLANKED, DROPPED, DROPPED_LAST = 0.1, 0.2, 0.5  # of words; of their numbers; of what is highest
 Rows = tuple[np.ndarray, np.ndarray]  # of one text, see `rows_of`
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long a network learns: passes over the texts, texts of a batch, and of like length."""
+
+    epochs: int = 8
+    batch: int = 64
+    sorted: int = 640  # batches hold texts of like length out of these
+
+
+COURSE = Course()
 
 
 class _Trained(nn.Module):
@@ -64,23 +81,23 @@ class _Trained(nn.Module):
 
 
 def fit_net(
-    messages: Sequence[Message], classes: Sequence[int], n_nets: int = N_NETS
+    messages: Sequence[Message],
+    classes: Sequence[int],
+    n_nets: int = N_NETS,
+    course: Course = COURSE,
 ) -> WordingNet:
     """Fit networks that tell the classes of texts apart; the threshold is left at 0.
 
-    The same texts give the same weights on the same machine.
+    The same texts give the same weights on the same machine, however many processes fit.
 
     Args:
         messages: Texts, see `reward.risk.plain_words`.
         classes: Of each text, from 0.
         n_nets: Networks, of different seeds.
+        course: How long each learns.
     """
-    counts = Counter(word for message in messages for said in message for word in said)
-    known = [word for word, n in counts.most_common() if n >= OFTEN]
-    place = {word: at for at, word in enumerate(known, 2)}
-    rows = [rows_of(message, place)[0] for message in messages]
-    told = np.asarray(classes)
-    return WordingNet(place, tuple(_fitted(rows, told, len(known), i) for i in range(n_nets)), 0.0)
+    with _workers() as workers:
+        return _begun(workers, messages, classes, n_nets, course)()
 
 
 def cross_shares(
@@ -89,6 +106,7 @@ def cross_shares(
     more: Sequence[tuple[Message, int]],
     families: Sequence[str],
     n_nets: int = N_NETS,
+    course: Course = COURSE,
 ) -> np.ndarray:
     """Return each text's log-probabilities by networks that know nothing of its family.
 
@@ -98,27 +116,58 @@ def cross_shares(
         more: Texts, each with its class, that every fold is fitted on besides.
         families: Of each text; a family is left out as a whole.
         n_nets: Networks.
+        course: How long each learns.
 
     Returns:
         (texts, classes).
     """
     found = np.zeros((len(messages), max(classes) + 1))
-    for out in folds(families):
-        kept = np.setdiff1d(np.arange(len(messages)), out)
-        texts = [*(messages[i] for i in kept), *(message for message, _ in more)]
-        told = [*(classes[i] for i in kept), *(label for _, label in more)]
-        net = fit_net(texts, told, n_nets)
-        found[out] = [net.log_shares(messages[i]) for i in out]
+    begun = []
+    with _workers() as workers:
+        for out in folds(families):
+            kept = np.setdiff1d(np.arange(len(messages)), out)
+            texts = [*(messages[i] for i in kept), *(message for message, _ in more)]
+            told = [*(classes[i] for i in kept), *(label for _, label in more)]
+            begun.append((out, _begun(workers, texts, told, n_nets, course)))
+        for out, ended in begun:
+            net = ended()
+            found[out] = [net.log_shares(messages[i]) for i in out]
     return found
 
 
-def _fitted(rows: Sequence[Rows], told: np.ndarray, n_known: int, seed: int) -> Net:
+def _workers() -> ProcessPoolExecutor:
+    """Processes that fit a network each; more threads make one of this size hardly faster."""
+    spawned = get_context("spawn")  # torch's threads do not outlive a fork
+    one = partial(torch.set_num_threads, 1)
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=spawned, initializer=one)
+
+
+def _begun(
+    workers: Executor,
+    messages: Sequence[Message],
+    classes: Sequence[int],
+    n_nets: int,
+    course: Course,
+) -> Callable[[], WordingNet]:
+    """Begin to fit networks; what is returned waits for them."""
+    counts = Counter(word for message in messages for said in message for word in said)
+    known = [word for word, n in counts.most_common() if n >= OFTEN]
+    place = {word: at for at, word in enumerate(known, 2)}
+    rows = [rows_of(message, place)[0] for message in messages]
+    told = np.asarray(classes)
+    fixed = (rows, told, len(known), course)
+    begun = [workers.submit(_fitted, *fixed, seed) for seed in range(n_nets)]
+    return lambda: WordingNet(place, tuple(each.result() for each in begun), 0.0)
+
+
+def _fitted(rows: Sequence[Rows], told: np.ndarray, n_known: int, course: Course, seed: int) -> Net:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _Trained(n_known, int(told.max()) + 1)
         weights = [weight for weight in net.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, RATE, weight_decay=DECAY)
-        steps = [batch for epoch in range(EPOCHS) for batch in _batches(rows, (seed, epoch))]
+        epochs = range(course.epochs)
+        steps = [batch for epoch in epochs for batch in _batches(rows, course, (seed, epoch))]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=len(steps) + 1)
         for batch in steps:
             scores = net(*_padded([rows[i] for i in batch]))
@@ -131,13 +180,13 @@ def _fitted(rows: Sequence[Rows], told: np.ndarray, n_known: int, seed: int) -> 
     return net.weights()
 
 
-def _batches(rows: Sequence[Rows], seed: tuple[int, int]) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Rows], course: Course, seed: tuple[int, int]) -> Iterator[list[int]]:
     """Yield the numbers of the texts of each batch, each text once."""
     order = list(range(len(rows)))
     random.Random(str(seed)).shuffle(order)
-    for start in range(0, len(order), SORTED):
-        some = sorted(order[start : start + SORTED], key=lambda i: len(rows[i][0]))
-        yield from (some[at : at + BATCH] for at in range(0, len(some), BATCH))
+    for start in range(0, len(order), course.sorted):
+        some = sorted(order[start : start + course.sorted], key=lambda i: len(rows[i][0]))
+        yield from (some[at : at + course.batch] for at in range(0, len(some), course.batch))
 
 
 def _padded(rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ class Source:
             "unscored": float((~known).float().mean()),
         }
         self.multiplier.update(verdicts.unsafe_share)
-        ppo_state.show(self.job.stage, rollout, said, verdicts, scores)
+        ppo_state.show(self.job, number, rollout, said, verdicts, scores)
         return scores, figures
 
 

@@ -152,7 +152,7 @@ class Ppo:
         times = {"time/generate": sampled - began, "time/score": time.monotonic() - sampled}
         times["time/update"] = 0.0
         course.figures, course.updates = figures | times, []
-        ppo_state.show(self.job.stage, rollout, said, verdicts, scores)
+        ppo_state.show(self.job, course.iteration, rollout, said, verdicts, scores)
 
     def _sample(self, asked: Sequence[Asked], sampling: Sampling) -> Rollout:
         if self.served is not None:

@@ -32,10 +32,11 @@ from sft.training_state import load_state, random_state, save_state, set_random_
 
 if TYPE_CHECKING:
     from rlaif.ppo import Ppo
+    from rlaif.ppo_course import Job
 
 STATE = "state.safetensors"
 ROLLOUTS = "rollouts.jsonl"
-COLUMNS = ["prompt_id", "risk", "reply", "quality", "safe", "score", "kl", "ended"]
+COLUMNS = ["rollout", "prompt_id", "risk", "reply", "quality", "safe", "score", "kl", "ended"]
 
 
 def agreed(stop: StopRequest) -> int | None:
@@ -195,7 +196,8 @@ def _rollout_of(run: Ppo, state: dict[str, Any]) -> Rollout:
 
 
 def show(
-    stage: Stage,
+    job: Job,
+    number: int,
     rollout: Rollout,
     said: Said | None,
     verdicts: Verdicts,
@@ -203,19 +205,31 @@ def show(
 ) -> None:
     """Write the replies of the rollout at hand with the parts of their rewards, for readers.
 
-    The KL is left empty where the roles were not asked (`said` is None).
+    Rollouts that follow a look are kept, the others give way to the next. The KL is left empty
+    where the roles were not asked (`said` is None).
+
+    Args:
+        job: its stage, and how often looks are made.
+        number: of the rollout, from 0.
+        rollout: its replies.
+        said: of them by policy and reference.
+        verdicts: of whoever rewards.
+        scores: (C) one of each reply.
     """
+    stage, every = job.stage, job.recipe.ppo.eval_every
     if not stage.is_main:
         return
     kl: list[float | None] = [None] * len(rollout.texts)
     if said is not None:
         far = ((said.policy - said.reference) * rollout.mask).sum(dim=1)
         kl = [round(value, 4) for value in far.tolist()]
-    rows = []
+    kept = {0, *range(0, number, every)} if every else {0}
+    rows = [row for row in shown(stage) if row["rollout"] in kept - {number}]
     for i, text in enumerate(rollout.texts):
         known = bool(verdicts.known[i])
         rows.append(
             {
+                "rollout": number,
                 "prompt_id": rollout.asked[i // rollout.k].prompt.id,
                 "risk": rollout.asked[i // rollout.k].prompt.risk,
                 "reply": text,
@@ -229,9 +243,14 @@ def show(
     write_text(Path(stage.path(ROLLOUTS)), "".join(to_json(row) + "\n" for row in rows))
 
 
-def table(stage: Stage, *, n: int = 100) -> tuple[list[str], list[list[Any]]]:
-    """Columns and up to n rows of the last rollout, for tracking; none on other processes."""
-    path = Path(stage.path(ROLLOUTS))
-    lines = path.read_text(encoding="utf-8").splitlines()[:n] if path.is_file() else []
-    rows = [json.loads(line) for line in lines]
-    return COLUMNS, [[row[name] for name in COLUMNS] for row in rows]
+def shown(stage: Stage) -> list[dict[str, Any]]:
+    """The rows that `show` wrote; none on other processes."""
+    return [json.loads(line) for line in text_of(stage, ROLLOUTS).splitlines()]
+
+
+def table(stage: Stage, *, n: int = 48) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the first n replies of each rollout that was kept, for tracking."""
+    each: dict[int, list[list[Any]]] = {}
+    for row in shown(stage):
+        each.setdefault(row["rollout"], []).append([row[name] for name in COLUMNS])
+    return COLUMNS, [row for rows in each.values() for row in rows[:n]]

@@ -170,7 +170,8 @@ def test_whoever_rewards_reads_what_the_policy_wrote(model_folders, start, tmp_p
     ids = {each.prompt.id: each.ids for each in source.asked}
     assert seen == [ids[prompt] for _, prompt in wanted]
     shown = [json.loads(line) for line in (tmp_path / "stage" / "rollouts.jsonl").open()]
-    assert [row["reply"] for row in shown] == [text for _, _, text in evaluator.asked[-12:]]
+    assert [row["reply"] for row in shown] == [text for _, _, text in evaluator.asked]
+    assert [row["rollout"] for row in shown] == [0] * 12 + [1] * 12
 
 
 @METHODS

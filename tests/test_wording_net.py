@@ -10,20 +10,18 @@ import torch
 from reward import wording_net_fit
 from reward.risk import concern_score, message_risk, pattern_cues
 from reward.wording_net import PIECE, load_net, load_vectors, rows_of, save_net
-from reward.wording_net_fit import cross_shares, fit_net
+from reward.wording_net_fit import Course, cross_shares, fit_net
 
 ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "goat", "rabbit", "pig")
 TOOLS = ("hammer", "drill", "saw", "screwdriver", "ladder", "shovel", "chisel", "axe")
 SAID = [[("my", thing, "is", "old")] for thing in (*ANIMALS, *TOOLS)] * 4
 CLASSES = [int(message[0][1] in TOOLS) for message in SAID]
+SMALL = Course(epochs=12, batch=8)
 
 
 @pytest.fixture(scope="module")
 def toy():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wording_net_fit, "BATCH", 8)
-        patch.setattr(wording_net_fit, "EPOCHS", 12)
-        yield fit_net(SAID, CLASSES, n_nets=2)
+    return fit_net(SAID, CLASSES, n_nets=2, course=SMALL)
 
 
 def test_words_that_nobody_fitted_are_read_by_those_near_them(toy) -> None:
@@ -53,9 +51,8 @@ def test_numpy_reads_what_torch_fits() -> None:
 
 def test_the_same_texts_give_the_same_weights_and_leave_the_generator_alone() -> None:
     before = torch.get_rng_state()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wording_net_fit, "EPOCHS", 1)
-        first, second = (fit_net(SAID, CLASSES, n_nets=1).nets[0] for _ in range(2))
+    course = Course(epochs=1)
+    first, second = (fit_net(SAID, CLASSES, n_nets=1, course=course).nets[0] for _ in range(2))
     assert np.array_equal(first.own, second.own) and np.array_equal(first.out, second.out)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -64,12 +61,9 @@ def test_cross_validation_knows_nothing_of_a_family_left_out() -> None:
     families = [message[0][1] for message in SAID]
     # Labels that only the word itself tells: who has not seen it cannot know.
     told = [int(word in ("dog", "hammer")) for word in families]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wording_net_fit, "BATCH", 8)
-        patch.setattr(wording_net_fit, "EPOCHS", 12)
-        found = cross_shares(SAID, told, [], families, n_nets=1)
-        assert found.shape == (len(SAID), 2)
-        seen = fit_net(SAID, told, n_nets=1)
+    found = cross_shares(SAID, told, [], families, n_nets=1, course=SMALL)
+    assert found.shape == (len(SAID), 2)
+    seen = fit_net(SAID, told, n_nets=1, course=SMALL)
     left_out = [found[at, 1] for at, label in enumerate(told) if label]
     known = [seen.log_shares(SAID[at])[1] for at, label in enumerate(told) if label]
     assert np.mean(left_out) < np.log(0.5) < np.mean(known)
