@@ -447,17 +447,20 @@ def test_no_number_stops_before_the_update_and_it_goes_on_once_that_is_mended(
 @pytest.mark.parametrize("how", ["from time to time", "after a signal"])
 def test_a_full_disk_keeps_the_checkpoint_before(begin, tmp_path, monkeypatch, how):
     case, home = "lagrangian", tmp_path / "cut"
-    folder, sync = home / "stage" / checkpoints.FOLDER, os.fsync
+    folder, sync, show = home / "stage" / checkpoints.FOLDER, os.fsync, ppo_state.show
+
+    def full() -> bool:
+        return bool(list(folder.glob("step-*")))
 
     def fsync(descriptor: int) -> None:
-        if list(folder.glob("step-*")):
+        if full():
             raise OSError(28, "No space left on device")
         sync(descriptor)
 
     with monkeypatch.context() as patch, pytest.raises(StorageError) as ended:
         patch.setattr(os, "fsync", fsync)
         # Else metrics are the first that find no room.
-        patch.setattr(ppo_state, "show", lambda *_: None)
+        patch.setattr(ppo_state, "show", lambda *each: full() or show(*each))
         run = begin(case, home, save_every=1)
         if how == "after a signal":
             stopped(run, monkeypatch, 6)
