@@ -7,7 +7,6 @@ none the run ends. Not here: the trainers and the course (`rlaif.online`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from rlaif.ppo_math import Multiplier
 from rlaif.ppo_reward import Verdicts, by_evaluator, by_model, check_known, scores_of
 from rlaif.roles import Roles
 from rlaif.rollout import Asked, Rollout, Said, listen
-from sft.files import CheckFailed, write_text
+from sft.files import short_hash
 from sft.generate import Reply
 from sft.resumable import TrlSums
 
@@ -105,7 +104,7 @@ class Asking(TrlSums):
     looks: Looks
     state: TrainerState
     accelerator: Accelerator
-    update_rows: tuple[int, Sequence[int]] = (-1, ())
+    files = (ppo_state.ROLLOUTS,)
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
 
@@ -126,45 +125,40 @@ class Asking(TrlSums):
             self._metrics["train"][name].append(value)
         return scores[:, None].to(self.accelerator.device)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward.
-
-        Raises:
-            CheckFailed: the loss is NaN or infinite.
-        """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise CheckFailed(
-                f"the loss became {loss.item()}: stopped before the update. {self.named(())}. "
-                "Lower ppo.learning_rate, or set --dtype float32"
-            )
-        return loss
-
-    def named(self, numbers: Sequence[int]) -> str:
-        """Where a training is, for the guard; TRL shuffles a rollout's replies without numbers."""
+    def where(self, *, update: bool = False) -> str:
+        """Which rollout; TRL shuffles its replies without numbers."""
         return f"Rollout {self.state.global_step // self.source.updates + 1}"
 
     # --- looks and checkpoints -----------------------------------------------------------------
 
+    def facts(self) -> dict[str, Any]:
+        """What has to be the same to go on, beside the stage's facts and the rows."""
+        return {"held_out": short_hash([each.ids for each in self.looks.held_out])}
+
     def begin(self, step: int) -> bool:
-        """Make the look that is due before going on; say whether the course is over."""
+        """Make the look that is due before going on; say whether the course is over.
+
+        Until an update follows, another start makes that look again, from the ledger's answers.
+        """
         if self.looks.due(step):
             self.looks.look(step)
         last = step == self.source.section.iterations * self.source.updates
         return last or self.looks.alarm is not None
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        save, self.control.should_save = self.control.should_save, False
+        self.control.should_save = False  # what is logged is of before the look, saved is after it
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.keeper:
             self.keeper.hold()
         if self.looks.due(self.state.global_step):
             self.looks.look(self.state.global_step)
-            if self.keeper:
-                self.keeper.hold()
-        self.control.should_training_stop |= self.looks.alarm is not None
-        self.control.should_save = save
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # nothing is left to log
+        if self.looks.alarm is not None:  # the end is saved with its last line of metrics
+            self.control.should_training_stop = True
+        elif self.keeper:
+            self.keeper.hold()
+            # A signal may have come meanwhile.
+            self.keeper.on_step_end(self.args, self.state, self.control)
+            super()._maybe_log_save_evaluate(*args, **kwargs)  # nothing is left to log
 
     def sums(self) -> dict[str, Any]:
         """TRL's sums, its count of micro-batches and the replies at hand."""
@@ -177,15 +171,10 @@ class Asking(TrlSums):
         self._buffered_inputs = send_to_device(sums["replies"], self.accelerator.device)
 
     def course(self) -> dict[str, Any]:
-        """The price of an unsafe reply, the looks, and what is shown of the last rollout."""
-        shown = ppo_state.text_of(self.source.job.stage, ppo_state.ROLLOUTS)
-        price = self.source.multiplier.value
-        return {"multiplier": price, "shown": shown} | self.looks.kept()
+        """The price of an unsafe reply, the looks and what they keep."""
+        return {"multiplier": self.source.multiplier.value} | self.looks.kept()
 
     def set_course(self, course: Mapping[str, Any]) -> None:
         """Put that back."""
         self.source.multiplier.value = course["multiplier"]
         self.looks.put_back(course)
-        stage = self.source.job.stage
-        if stage.is_main:
-            write_text(stage.path(ppo_state.ROLLOUTS), course["shown"])

@@ -8,7 +8,7 @@ how checkpoints are written and verified (`sft.checkpoints`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -70,8 +70,15 @@ def save(run: Ppo) -> None:
         begun = course.lesson is not None
         step = course.iteration * _updates(run) + course.update + looked + begun
         made = pack(run)
-        checkpoints.write(folder, step, lambda to: save_state(to / STATE, made), facts(run))
+        texts = {METRICS: made.pop("metrics"), ROLLOUTS: made.pop("shown")}
+        checkpoints.write(folder, step, lambda to: _fill(to, made, texts), facts(run))
     state.wait_for_everyone()
+
+
+def _fill(folder: Path, state: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+    save_state(folder / STATE, state)
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 @contextmanager
@@ -146,13 +153,15 @@ def _of_rollout(run: Ppo, rollout: Rollout) -> dict[str, Any]:
 
 def resume(run: Ppo) -> None:
     """Go on from the newest checkpoint that verifies, where there is one."""
-    stage, told = run.job.stage, [None]
+    stage, told = run.job.stage, list[Any]([None])
     if stage.is_main:
         found = checkpoints.newest(stage.path(checkpoints.FOLDER), facts(run))
         if found.checkpoint is not None or found.passed_over:
             stage.say(found.line())
         if found.checkpoint is not None:
             told = [load_state(found.checkpoint.path(STATE))]
+            for key, name in (("metrics", METRICS), ("shown", ROLLOUTS)):
+                told[0][key] = found.checkpoint.path(name).read_text(encoding="utf-8")
     if PartialState().num_processes > 1:  # on other machines the file may not be
         broadcast_object_list(told)
     if told[0] is not None:
@@ -223,8 +232,9 @@ def show(
     if said is not None:
         far = ((said.policy - said.reference) * rollout.mask).sum(dim=1)
         kl = [round(value, 4) for value in far.tolist()]
-    kept = {0, *range(0, number, every)} if every else {0}
-    rows = [row for row in shown(stage) if row["rollout"] in kept - {number}]
+    # Without those of this number: a rollout that was stopped is drawn again.
+    kept = range(0, number, every or max(1, number))
+    rows = [row for row in shown(stage) if row["rollout"] in kept]
     for i, text in enumerate(rollout.texts):
         known = bool(verdicts.known[i])
         rows.append(
@@ -245,7 +255,8 @@ def show(
 
 def shown(stage: Stage) -> list[dict[str, Any]]:
     """The rows that `show` wrote; none on other processes."""
-    return [json.loads(line) for line in text_of(stage, ROLLOUTS).splitlines()]
+    # Not splitlines, which also ends a line at characters that JSON leaves in a reply.
+    return [json.loads(line) for line in text_of(stage, ROLLOUTS).split("\n") if line]
 
 
 def table(stage: Stage, *, n: int = 48) -> tuple[list[str], list[list[Any]]]:

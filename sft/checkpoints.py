@@ -33,7 +33,7 @@ from sft.files import (
 
 FOLDER = "checkpoints"  # of a stage's folder
 MANIFEST = "manifest.json"
-FORMAT = "counsel-rlaif checkpoint 1"
+FORMAT = "counsel-rlaif checkpoint 2"
 KEEP = 2
 NAME = re.compile(r"step-(\d{8})")
 

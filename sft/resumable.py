@@ -5,20 +5,54 @@ transformers' Trainer calls these at its own places. Not here: the checkpoint (`
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import Trainer
+
+from sft.files import CheckFailed
 
 if TYPE_CHECKING:
     from sft.resume import Keeper
 
 
 class Resumable(Trainer):
-    """A trainer whose checkpoints are the keeper's; without one it has none."""
+    """A trainer whose checkpoints are the keeper's; without one it has none.
+
+    A loss that is no number ends the run before the update and says where.
+
+    Attributes:
+        files: names of files of the stage that a checkpoint holds a copy of.
+    """
 
     keeper: Keeper | None = None
+    files: Sequence[str] = ()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, forward and backward.
+
+        Raises:
+            CheckFailed: the loss is NaN or infinite.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not math.isfinite(loss.item()):
+            raise CheckFailed(
+                f"the loss became {loss.item()} in step {self.state.global_step + 1}: stopped "
+                f"before the update. {self.where()}. Lower the learning rate, or set --dtype "
+                "float32"
+            )
+        return loss
+
+    def where(self, *, update: bool = False) -> str:
+        """What the micro-batch at work, or the whole update, is of; no text."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What has to be the same to go on, beside the stage's facts and the rows."""
+        return {}
 
     def begin(self, step: int) -> bool:
         """Do what comes before a training that goes on from `step`; say whether it is over."""

@@ -13,6 +13,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from transformers import (
 
 from sft import checkpoints
 from sft.checkpoints import Checkpoint, Search
-from sft.files import CheckFailed, EvaluatorStopped, to_json
+from sft.files import CheckFailed, EvaluatorStopped, to_json, write_text
 from sft.resumable import Resumable
 from sft.runs import METRICS
 from sft.stopping import StopRequest, stop_requests
@@ -59,12 +60,13 @@ def train(trainer: Resumable, reporter: Reporter, save_every: int) -> None:
     Args:
         trainer: any of this project's; its `train` is not called where `begin` says it is over.
         reporter: of its stage.
-        save_every: updates between two checkpoints; 0 = only where a signal stops the run.
+        save_every: updates between two checkpoints; 0 = only where something stops the run: a
+            signal, or with one process an evaluator or a check (`Keeper.kept`).
 
     Raises:
         ResultExists: the checkpoint is of other settings or other rows.
         CheckFailed: a loss or gradient is NaN or infinite.
-        EvaluatorStopped: who rewards does not go on; what is done is saved.
+        EvaluatorStopped: who rewards does not go on.
         StorageError: the disk is full; earlier checkpoints are kept.
         KeyboardInterrupt, SystemExit: a signal came, and all is saved.
     """
@@ -107,6 +109,15 @@ def rows_hash(rows: Any) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a checkpoint of an earlier moment would hold and the trainer no longer has."""
+
+    own: bytes
+    course: Mapping[str, Any]
+    tokens: int
+
+
 class Keeper(TrainerCallback):
     """Writes and reads the checkpoints of one training.
 
@@ -127,7 +138,7 @@ class Keeper(TrainerCallback):
         self.found: Checkpoint | None = None
         self.shared: dict[str, Any] = {}  # what was saved of all processes
         self.own: dict[str, Any] = {}  # and of this one
-        self.held: tuple[bytes, int] | None = None  # what would have been, see `hold`
+        self.held: Held | None = None
         self.done, self.seconds, self.started = False, 0.0, time.monotonic()
         trainer.keeper = self
 
@@ -139,7 +150,8 @@ class Keeper(TrainerCallback):
         search = [Search(None)]
         if self.stage.is_main:
             rows = rows_hash(self.trainer.train_dataset)
-            self.facts = {**self.stage.facts(), "rows": rows, "processes": args.world_size}
+            own = {"rows": rows, "processes": args.world_size}
+            self.facts = self.stage.facts() | self.trainer.facts() | own
             search = [checkpoints.newest(self.folder, self.facts)]
         if args.world_size > 1:
             broadcast_object_list(search)
@@ -178,9 +190,15 @@ class Keeper(TrainerCallback):
         self.load_random()
         self.trainer.set_course(self.shared["course"])
         self.reporter.history[:] = self.shared["history"]
-        kept = METRICS in self.found.files
-        metrics = self.found.path(METRICS).read_text(encoding="utf-8") if kept else ""
-        self.stage.rewind(metrics, self.shared["stage_seconds"])
+        kept = {
+            name: self.found.path(name).read_text(encoding="utf-8")
+            for name in self._files()
+            if name in self.found.files
+        }
+        self.stage.rewind(kept.pop(METRICS, ""), self.shared["stage_seconds"])
+        if self.stage.is_main:
+            for name, text in kept.items():
+                write_text(self.stage.path(name), text)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -226,8 +244,10 @@ class Keeper(TrainerCallback):
         self.stop.leave(self.stopping)
 
     def hold(self) -> None:
-        """Note what this process would save here, for what may go wrong before the next update."""
-        self.held = self._packed(), self.trainer.state.num_input_tokens_seen
+        """Note what would be saved here, for what may go wrong before the next update."""
+        if self.trainer.args.world_size == 1:  # of several, the others may be elsewhere
+            tokens = self.trainer.state.num_input_tokens_seen
+            self.held = Held(self._packed(), self.trainer.course(), tokens)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -235,9 +255,8 @@ class Keeper(TrainerCallback):
         try:
             yield
         except (EvaluatorStopped, CheckFailed):
-            if self.held and self.trainer.args.world_size == 1:  # the others may be elsewhere
-                own, self.trainer.state.num_input_tokens_seen = self.held
-                self.save(own=own)
+            if self.held:
+                self.save(held=self.held)
             raise
 
     def agreed(self) -> int | None:
@@ -248,23 +267,25 @@ class Keeper(TrainerCallback):
             number = int(self.trainer.accelerator.gather(mine).max())
         return number or None
 
-    def save(self, *, done: bool = False, own: bytes | None = None) -> None:
+    def save(self, *, done: bool = False, held: Held | None = None) -> None:
         """Write a checkpoint of this step; process 0 writes for all.
 
         Args:
             done: nothing is left to train.
-            own: what is this process's own; None = as it is now.
+            held: of an earlier moment since the last update; None = as it is now.
 
         Raises:
             StorageError: the disk is full.
         """
         trainer = self.trainer
-        own = own or self._packed()
+        held = held or Held(self._packed(), trainer.course(), trainer.state.num_input_tokens_seen)
+        trainer.state.num_input_tokens_seen = held.tokens
+        own, course = held.own, held.course
         every = gather_object([own]) if trainer.args.world_size > 1 else [own]
         if self.stage.is_main:
             step = trainer.state.global_step
             checkpoints.write(
-                self.folder, step, lambda folder: self._fill(folder, every, done), self.facts
+                self.folder, step, lambda to: self._fill(to, every, course, done), self.facts
             )
         trainer.accelerator.wait_for_everyone()
 
@@ -280,7 +301,12 @@ class Keeper(TrainerCallback):
             }
         )
 
-    def _fill(self, folder: Path, every: list[bytes], done: bool) -> None:
+    def _files(self) -> tuple[str, ...]:
+        return METRICS, *self.trainer.files
+
+    def _fill(
+        self, folder: Path, every: list[bytes], course: Mapping[str, Any], done: bool
+    ) -> None:
         """Write the files of a checkpoint into its folder."""
         trainer, scaler = self.trainer, self.trainer.accelerator.scaler
         weights = trained_weights(trainer.model)
@@ -293,7 +319,7 @@ class Keeper(TrainerCallback):
             "total_loss": trainer._total_loss_scalar,
             "last_logged": trainer._globalstep_last_logged,
             "history": self.reporter.history,
-            "course": trainer.course(),
+            "course": course,
             "seconds": self.seconds + time.monotonic() - self.started,
             "stage_seconds": self.stage.elapsed(),
             "done": done,
@@ -302,8 +328,9 @@ class Keeper(TrainerCallback):
         for number, content in enumerate(every):
             (folder / _of_process(number)).write_bytes(content)
         trainer.state.save_to_json(str(folder / TRAINER))
-        if self.stage.path(METRICS).is_file():
-            shutil.copyfile(self.stage.path(METRICS), folder / METRICS)
+        for name in self._files():
+            if self.stage.path(name).is_file():
+                shutil.copyfile(self.stage.path(name), folder / name)
 
 
 def _of_process(number: int) -> str:

@@ -6,7 +6,6 @@ Not here: what a trainer learns (`sft.train`, `reward.train`, `rlaif.dpo`), and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,10 +74,10 @@ class Numbered:
 class TrainerRules(Resumable):
     """First among a trainer's bases: what holds for every training of this project.
 
-    A loss or gradient that is no number ends the run before the update, and names the rows. The
-    column `length` stays, which `train_sampling_strategy: group_by_length` reads and the trainers
-    would drop as no input of the model; the rows' order then depends on the seed and the rows of an
-    update alone, so that two processes train in the order of one. Checkpoints are the keeper's.
+    A loss or gradient that is no number ends the run with the rows' names. The column `length`
+    stays, which `train_sampling_strategy: group_by_length` reads and the trainers would drop as no
+    input of the model; the rows' order then depends on the seed and the rows of an update alone, so
+    that two processes train in the order of one.
     """
 
     data_collator: Callable[[Any], dict[str, Any]]
@@ -130,23 +129,9 @@ class TrainerRules(Resumable):
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward.
-
-        Raises:
-            CheckFailed: the loss is NaN or infinite.
-        """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise CheckFailed(
-                f"the loss became {loss.item()} in step {self.state.global_step + 1}: stopped "
-                f"before the update. {self.named(self.batch_rows)}. Lower the learning rate, or "
-                "set --dtype float32"
-            )
-        return loss
-
-    def named(self, numbers: Sequence[int]) -> str:
+    def where(self, *, update: bool = False) -> str:
         """Rows by their numbers and the ids of what they were made from; no text."""
+        numbers = self.update_rows[1] if update else self.batch_rows
         line = f"Rows {', '.join(map(str, numbers[:SHOWN_IDS]))}"
         if IDS in self.train_dataset.column_names:
             ids = [each for number in numbers for each in self.train_dataset[number][IDS]]
@@ -188,7 +173,7 @@ class Guard(TrainerCallback):
         if not torch.isfinite(norm):
             raise CheckFailed(
                 f"a gradient became {float(norm)} in step {state.global_step + 1}: stopped before "
-                f"the update. {self.trainer.named(self.trainer.update_rows[1])}. Lower the "
+                f"the update. {self.trainer.where(update=True)}. Lower the "
                 "learning rate, or set --dtype float32"
             )
 

@@ -16,10 +16,11 @@ from conftest import TALKS
 from test_resume import CLOCKS
 
 from reward.evaluator import Assessment
-from rlaif import online
+from rlaif import online, ppo_state
 from rlaif.evaluate import EvaluatorJudge
 from rlaif.online_source import Source
 from rlaif.ppo_course import Job
+from rlaif.ppo_reward import Verdicts
 from rlaif.roles import Roles
 from rlaif.rollout import fitting
 from sft import model as models
@@ -172,6 +173,26 @@ def test_whoever_rewards_reads_what_the_policy_wrote(model_folders, start, tmp_p
     shown = [json.loads(line) for line in (tmp_path / "stage" / "rollouts.jsonl").open()]
     assert [row["reply"] for row in shown] == [text for _, _, text in evaluator.asked]
     assert [row["rollout"] for row in shown] == [0] * 12 + [1] * 12
+
+
+def test_rollouts_after_a_look_stay_for_readers(model_folders, start, tmp_path):
+    recipe = recipe_for(model_folders["llama"], tmp_path, iterations=4, eval_every=2)
+    job = job_for(recipe, tmp_path / "stage", ByHash())
+    online.train_online(job, start, None)
+    assert [row["rollout"] for row in ppo_state.shown(job.stage)] == [0] * 12 + [2] * 12 + [3] * 12
+    columns, rows = ppo_state.table(job.stage, n=5)
+    assert [row[columns.index("rollout")] for row in rows] == [0] * 5 + [2] * 5 + [3] * 5
+
+
+def test_what_ends_a_line_elsewhere_ends_none_of_a_rollout(model_folders, start, tmp_path):
+    job = job_for(recipe_for(model_folders["llama"], tmp_path), tmp_path / "stage", ByHash())
+    asked = [SimpleNamespace(prompt=PROMPTS[0])]
+    rollout = SimpleNamespace(asked=asked, texts=["one\u2028two\x85"], k=1,
+                              replies=[SimpleNamespace(ended=True)])  # fmt: skip
+    verdicts = Verdicts(torch.ones(1), torch.ones(1, dtype=bool), torch.ones(1, dtype=bool), {})
+    for number in range(2):
+        ppo_state.show(job, number, rollout, None, verdicts, torch.ones(1))
+    assert [row["reply"] for row in ppo_state.shown(job.stage)] == rollout.texts * 2
 
 
 @METHODS

@@ -17,7 +17,7 @@ from rlaif.online_source import Asking
 from rlaif.ppo_course import Job
 from sft import checkpoints
 from sft import model as models
-from sft.files import EvaluatorStopped, ResultExists
+from sft.files import CheckFailed, EvaluatorStopped, ResultExists
 from sft.resume import Keeper
 from sft.training_state import random_state
 
@@ -54,6 +54,9 @@ def end(job: Job, start: Path) -> dict[str, Any]:
         )
         return finalize(self, *args)
 
+    if not checkpoints.steps(job.stage.path(checkpoints.FOLDER)):
+        for name in ("metrics.jsonl", ppo_state.ROLLOUTS):  # as the opening of the stage does
+            job.stage.path(name).unlink(missing_ok=True)
     torch.rand(7)  # the random numbers of another process are elsewhere
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Asking, "_finalize_training", finalized)
@@ -105,8 +108,34 @@ def test_stopped_after_every_update_it_ends_as_if_never_stopped(
     assert [name for name in whole if not same(whole[name], once[name])] == []
 
 
-@METHODS
-@pytest.mark.parametrize("where", ["look-0", "look-1", "1", "look-2", "2", "look-3"])
+def giving_up(job: Job, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have who rewards, or the judge ("judge-2"), stop at a rollout or a look by its number."""
+    who = job.judge.evaluator if where.startswith("judge") else job.evaluator
+    assess, method = who.assess, job.recipe.ppo.method
+    out = f"{method}-{where.removeprefix('judge-')}" if "look" not in where else where
+
+    def failing(prompt, candidates):
+        if candidates[0].model == out:
+            raise EvaluatorStopped("no credit is left")
+        return assess(prompt, candidates)
+
+    monkeypatch.setattr(who, "assess", failing)
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        *(("rloo", where) for where in ("0", "look-1", "judge-1", "look-3")),
+        *(("grpo", where) for where in ("judge-2", "2")),
+        *(
+            pytest.param(method, where, marks=pytest.mark.slow)
+            for method, where in (
+                *(("rloo", where) for where in ("look-0", "1", "2")),
+                *(("grpo", where) for where in ("judge-0", "look-2", "judge-3")),
+            )
+        ),
+    ],
+)
 def test_who_rewards_or_judges_may_stop_it_anywhere(
     model_folders, start, tmp_path, method, where, monkeypatch
 ):
@@ -114,29 +143,62 @@ def test_who_rewards_or_judges_may_stop_it_anywhere(
     folder = model_folders["llama"]
     whole = end(make(folder, tmp_path / "whole", method), start)
     job = make(folder, tmp_path / "cut", method, save_every=0)
-    assess = job.evaluator.assess
-    out = where if where.startswith("look") else f"{method}-{where}"
-    asked: list[str] = []
-
-    def failing(prompt, candidates):
-        asked.append(candidates[0].model)
-        if candidates[0].model == out:
-            raise EvaluatorStopped("no credit is left")
-        return assess(prompt, candidates)
-
-    monkeypatch.setattr(job.evaluator, "assess", failing)
+    giving_up(job, where, monkeypatch)
     with pytest.raises(EvaluatorStopped):
         end(job, start)
     again = make(folder, tmp_path / "cut", method, save_every=0)
     found = end(again, start)
     rolled = {model for model, _, _ in again.evaluator.asked if "look" not in model}
-    first = 0 if where == "look-0" else int(where.removeprefix("look-"))
+    first = int(where.rpartition("-")[2])
     assert rolled == {f"{method}-{n}" for n in range(first, 3)}
-    last = where == "look-3"
-    for name in whole:
-        if last and name in ("states", "metrics"):  # the course was over: nothing was trained
-            continue
-        assert same(whole[name], found[name]), name
+    if first == 3:  # the course was over: nothing was trained, and no time of training is told
+        assert found["states"] == [] != whole.pop("states")
+        whole["metrics"].pop()
+    assert [name for name in whole if not same(whole[name], found[name])] == []
+
+
+@pytest.mark.parametrize("step", [0, 4, pytest.param(6, marks=pytest.mark.slow)])
+def test_no_number_costs_no_update(model_folders, start, tmp_path, step, monkeypatch):
+    """In the first update of a rollout, too, for which the price of unsafe replies has moved."""
+    folder = model_folders["llama"]
+    whole = end(make(folder, tmp_path / "whole", "rloo"), start)
+    plain = online.RLOOTrainer._compute_loss
+
+    def broken(self, *args, **kwargs):
+        loss = plain(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == step else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(online.RLOOTrainer, "_compute_loss", broken)
+        with pytest.raises(CheckFailed, match=f"Rollout {step // 4 + 1}"):
+            end(make(folder, tmp_path / "cut", "rloo", save_every=0), start)
+    found = end(make(folder, tmp_path / "cut", "rloo", save_every=0), start)
+    assert [name for name in whole if not same(whole[name], found[name])] == []
+
+
+def test_a_signal_amid_a_look_ends_the_run_after_it(model_folders, start, tmp_path, monkeypatch):
+    folder = model_folders["llama"]
+    whole = end(make(folder, tmp_path / "whole", "rloo"), start)
+    job = make(folder, tmp_path / "cut", "rloo", save_every=0)
+    assess = job.evaluator.assess
+
+    def signalled(prompt, candidates):
+        if candidates[0].model == "look-1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return assess(prompt, candidates)
+
+    monkeypatch.setattr(job.evaluator, "assess", signalled)
+    with pytest.raises(SystemExit):
+        end(job, start)
+    again = make(folder, tmp_path / "cut", "rloo", save_every=0)
+    found = end(again, start)
+    assert {model for model, _, _ in again.evaluator.asked} == {
+        "rloo-1",
+        "rloo-2",
+        "look-2",
+        "look-3",
+    }
+    assert [name for name in whole if not same(whole[name], found[name])] == []
 
 
 def test_other_prompts_are_refused(model_folders, start, tmp_path, monkeypatch):
@@ -158,14 +220,7 @@ def test_an_alarm_ends_a_course_that_was_stopped_by_it(model_folders, start, tmp
     whole = end(make(folder, tmp_path / "whole", "grpo"), start)
     assert whole["summary"]["iterations"] == 2 and whole["summary"]["alarm"] == "over"
     job = make(folder, tmp_path / "cut", "grpo", save_every=0)
-    assess = job.evaluator.assess
-
-    def failing(prompt, candidates):
-        if candidates[0].model == "look-2":
-            raise EvaluatorStopped("no credit is left")
-        return assess(prompt, candidates)
-
-    monkeypatch.setattr(job.evaluator, "assess", failing)
+    giving_up(job, "look-2", monkeypatch)
     with pytest.raises(EvaluatorStopped):
         end(job, start)
     found = end(make(folder, tmp_path / "cut", "grpo", save_every=0), start)

@@ -340,12 +340,12 @@ def test_20_damaged_checkpoints_are_passed_over_for_the_one_before(
     shutil.move(folder, kept)
     older, newer = sorted(path.name for path in kept.iterdir())
     files = sorted(path.name for path in (kept / newer).iterdir())
-    assert files == ["manifest.json", ppo_state.STATE]
+    assert files == ["manifest.json", "metrics.jsonl", ppo_state.ROLLOUTS, ppo_state.STATE]
     wanted = {name: load_state(kept / name / ppo_state.STATE) for name in (older, newer)}
     assert (wanted[older]["update"], wanted[newer]["update"]) == (0, 2)
     rng, passed, again = random.Random(7), 0, begin(case, tmp_path / "cut")
     for number in range(20):
-        name = files[number // 2 % 2]
+        name = files[number // 2 % len(files)]
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(kept, folder)
         held = bytearray((folder / newer / name).read_bytes())
@@ -362,7 +362,7 @@ def test_20_damaged_checkpoints_are_passed_over_for_the_one_before(
         said, found = capsys.readouterr().out, ppo_state.pack(again)
         if f"passed over: {newer}: " in said:
             passed += 1
-            about = name if name == ppo_state.STATE else "its manifest"
+            about = "its manifest" if name == "manifest.json" else name
             assert f"passed over: {newer}: {about}" in said
             assert f"resumed: {folder / older}, " in said
         else:  # a bit in the manifest's white space

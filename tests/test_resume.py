@@ -414,7 +414,7 @@ def test_fp16s_scaler_may_leave_out_an_update_and_lower_its_scale():
     trainer, state = Fake(), Fake()
     trainer.model, trainer.accelerator, state.global_step = Fake(), Fake(), 4
     trainer.model.parameters = lambda: iter([weight])
-    trainer.update_rows, trainer.named = (4, [7]), lambda rows: f"Rows {rows}"
+    trainer.where = lambda *, update: "Rows [7]" if update else ""
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     trainer.accelerator.scaler.scale(torch.ones(()))
     Guard(trainer).on_pre_optimizer_step(None, state, None)
