@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from test_distributed import launch, ppo_flags
-from test_resume import metrics, same
+from test_resume import CLOCKS, metrics, same
 
 from sft.files import read_json, write_rows
 
@@ -161,6 +161,37 @@ def test_ppo_that_is_stopped_in_any_way_goes_on(model_folders, tmp_path):
     assert replies[0] == replies[1] != ""
     summaries = [read_json(each / "manifest.json")["summary"] for each in folders]
     assert summaries[0] == summaries[1]
+
+
+@pytest.mark.slow
+def test_grpo_of_two_processes_goes_on(model_folders, tmp_path):
+    """Killed after a rollout, and stopped by a signal: the adapter of two that nobody stopped."""
+    settings = ("--iterations", "4", "--save_every", "1", "--method", "grpo")
+
+    def flags(run: str) -> list[str]:
+        return ppo_flags(tmp_path, model_folders["llama"], *settings, "--run", run)
+
+    launch(2, "ppo.py", *flags("whole"), cwd=tmp_path)
+    saved = tmp_path / "cut" / "ppo" / "checkpoints"
+    for step, number in ((1, signal.SIGKILL), (2, signal.SIGTERM)):
+        process = start([*TORCHRUN, str(ROOT / "scripts" / "ppo.py"), *flags("cut")], tmp_path)
+        per_rollout = 4  # updates: two passes of two mini-batches
+        wait_for(saved / f"step-{step * per_rollout:08d}", process)
+        if number == signal.SIGKILL:
+            os.kill(child_of_rank(process.pid, "1"), number)
+        else:
+            process.send_signal(number)
+        said, _ = process.communicate(timeout=90)
+        assert process.returncode != 0
+        assert ("saved step " in said) == (number == signal.SIGTERM), said[-3000:]
+    launch(2, "ppo.py", *flags("cut"), cwd=tmp_path)
+    folders = [tmp_path / run / "ppo" for run in ("whole", "cut")]
+    assert same(*(load_file(each / "adapter" / "adapter_model.safetensors") for each in folders))
+    rows = [
+        [{k: v for k, v in row.items() if k not in {*CLOCKS, "step_time"}} for row in shown(each)]
+        for each in folders
+    ]
+    assert rows[0] == rows[1]
 
 
 @pytest.fixture(scope="module")
