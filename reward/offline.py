@@ -32,10 +32,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-10'
+        'embedded-11'
     """
 
-    name = "embedded-10"
+    name = "embedded-11"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.

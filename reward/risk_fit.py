@@ -3,8 +3,9 @@
 Not here: the fits (`reward.wording_fit`, `reward.wording_net_fit`).
 """
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ from sft.data import Risk
 from sft.files import read_rows
 
 Told = tuple[str, Risk]  # a message and its risk
+AMID = "amid "  # before the kind of a message that stands amid everyday ones
+SHORT = 60  # words of the longest that does
+_SHARE, _MOST_AROUND = 0.4, 4  # of the messages, and everyday ones around each
+_EVERYDAY = 40  # words of the longest of these
 CRISIS = LEVELS.index("crisis")
 
 
@@ -51,6 +56,31 @@ def read(told: Sequence[Told]) -> tuple[list[Message], list[int]]:
     return [plain_words(text) for text, _ in told], [LEVELS.index(risk) for _, risk in told]
 
 
+def amid(rows: Sequence[WrittenMessage], share: float = _SHARE) -> list[WrittenMessage]:
+    """Return a share of the messages, each amid one to four everyday ones by the same author.
+
+    What people write of danger often stands in a longer message about other things, and a network
+    that has seen it alone only takes the other things as a sign of none.
+    """
+    draw, calm = random.Random(0), dict[str, list[str]]()
+    for row in rows:
+        if row.author and row.kind == "everyday" and len(row.text.split()) <= _EVERYDAY:
+            calm.setdefault(row.author, []).append(_ended(row.text))
+    made = []
+    for row in rows:
+        around = [text for text in calm.get(row.author, []) if text != _ended(row.text)]
+        if len(around) < _MOST_AROUND or len(row.text.split()) > SHORT or draw.random() >= share:
+            continue
+        texts = draw.sample(around, draw.randint(1, _MOST_AROUND))
+        texts.insert(draw.randint(0, len(texts)), _ended(row.text))
+        made.append(replace(row, text=" ".join(texts), kind=AMID + row.kind))
+    return made
+
+
+def _ended(text: str) -> str:
+    return text if text.rstrip()[-1:] in ".!?" else f"{text}."
+
+
 @dataclass(frozen=True)
 class Scores:
     """Log-odds of each message by readings that know nothing of its author, (messages,) each."""
@@ -69,6 +99,8 @@ def cross_read(rows: Sequence[WrittenMessage], more: Sequence[Told]) -> Scores:
         [level == CRISIS for level in levels],
         [(message, level == CRISIS) for message, level in others],
         families=units,
+        # It takes all sentences of a crisis for signs of one.
+        only_read=[row.kind.startswith(AMID) for row in rows],
     )
     shares = cross_shares(said, levels, others, units)
     beside = np.array([beside_words(row.text) for row in rows])

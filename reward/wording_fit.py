@@ -185,6 +185,7 @@ def cross_scores(
     families: Sequence[str] | None = None,
     letters: tuple[int, ...] = LETTERS,
     scaled: bool = True,
+    only_read: Sequence[bool] | None = None,
 ) -> list[float]:
     """Return each message's highest score by weights that were fitted without it, in folds.
 
@@ -196,13 +197,15 @@ def cross_scores(
         families: Of each message; a family is left out as a whole. None = each message by itself.
         letters: Lengths of the letter groups that are read.
         scaled: As in `Texts.fit`.
+        only_read: Of each message, whether it is scored and never fitted on; None = no one.
     """
     texts = Texts.of([*messages, *(message for message, _ in more)], letters)
     told = [*sought, *(is_sought for _, is_sought in more)]
     units = list(families) if families is not None else [str(i) for i in range(len(messages))]
     found = [0.0] * len(messages)
+    never = np.flatnonzero(only_read) if only_read is not None else np.array([], dtype=int)
     for out in folds(units, seed):
-        kept = np.setdiff1d(np.arange(len(told)), out)
+        kept = np.setdiff1d(np.arange(len(told)), np.union1d(out, never))
         fitted = texts.fit(told, kept.tolist(), scaled)
         for i, score in zip(out, texts.highest(fitted, out.tolist()), strict=True):
             found[i] = score

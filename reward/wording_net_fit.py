@@ -18,7 +18,7 @@ from reward.wording import Message
 from reward.wording_fit import folds
 from reward.wording_net import WIDTHS, Net, WordingNet, load_vectors, rows_of
 
-N_NETS = 3
+N_NETS = 2
 OFTEN = 20  # times that a word must be fitted on to get numbers of its own
 CHANNELS = 96
 RATE, DECAY, SMOOTHING = 3e-3, 0.05, 0.05
@@ -139,7 +139,8 @@ def _workers() -> ProcessPoolExecutor:
     """Processes that fit a network each; more threads make one of this size hardly faster."""
     spawned = get_context("spawn")  # torch's threads do not outlive a fork
     one = partial(torch.set_num_threads, 1)
-    return ProcessPoolExecutor(os.cpu_count(), mp_context=spawned, initializer=one)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ProcessPoolExecutor(min(cores or 1, 16), mp_context=spawned, initializer=one)
 
 
 def _begun(

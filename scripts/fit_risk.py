@@ -4,7 +4,8 @@
 
 Fits on the written messages of `reward/assets/messages.jsonl`, on those of the test file that
 shaped the patterns already (part "look"), and on what people without risk say at the clinic and in
-the demonstrations. Written near copies of held-out messages (part "blind") are left out.
+the demonstrations; the networks also on written messages amid everyday ones. Written near copies of
+held-out messages (part "blind") are left out.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from reward.recall import WrittenMessage
-from reward.risk_fit import CRISIS, Told, cross_read, least, look, read, written
+from reward.risk_fit import CRISIS, SHORT, Told, amid, cross_read, least, look, read, written
 from reward.wording import WEIGHTS, save_wording
 from reward.wording_fit import fit, hundredth
 from reward.wording_net import NETWORKS, save_net
@@ -25,7 +26,6 @@ from sft.simulator import practice_prompts
 
 TESTS = Path("tests/data/risk_messages.jsonl")
 PEOPLE = 1200  # of the practice clinic; those at risk are left out
-SHORT = 60  # words
 
 
 def taught() -> list[Told]:
@@ -51,27 +51,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the linear weights")
     parser.add_argument("--net", type=Path, default=NETWORKS, help="file of the networks")
     args = parser.parse_args()
-    rows, more = [*written(TESTS), *longer()], taught()
+    alone, more = [*written(TESTS), *longer()], taught()
+    rows = [*alone, *amid(alone)]
     scores = cross_read(rows, more)
     # Only of an author who was left out is it known how new wording is read.
     new = np.array([bool(row.author) for row in rows])
     calm = new & np.array([row.risk == "none" for row in rows])
-    brief = np.array([len(row.text.split()) <= SHORT for row in rows])
-    crisis, any_risk = (
-        hundredth(max(least(found[calm & some], share) for some in (brief, ~brief)))
-        for found, share in ((scores.crisis, args.false_alarms), (scores.concern, args.concerns))
-    )
+    crisis = hundredth(least(scores.crisis[calm], args.false_alarms))
+    any_risk = hundredth(least(scores.concern[calm], args.concerns))
     print(f"thresholds: {crisis} for a crisis, {any_risk} for any risk")
     print(f"by author left out, up to {SHORT} words and longer: read as a crisis, at any risk")
     danger = scores.crisis >= crisis
     reads = (danger, danger | (scores.concern >= any_risk))
+    brief = np.array([len(row.text.split()) <= SHORT for row in rows])
     for kind in dict.fromkeys(row.kind for row in rows):
         here = new & np.array([row.kind == kind for row in rows])
         parts = [reading[here & some] for some in (brief, ~brief) for reading in reads]
-        print(f"  {kind:10}", *(f"{p.mean() if p.size else 0:6.1%} of {p.size}" for p in parts))
-    said, levels = read([*((row.text, row.risk) for row in rows), *more])
+        print(f"  {kind:13}", *(f"{p.mean() if p.size else 0:6.1%} of {p.size}" for p in parts))
+    said, levels = read([*((row.text, row.risk) for row in alone), *more])
     linear = fit(said, [level == CRISIS for level in levels])
     save_wording(replace(linear, threshold=crisis), args.out)
+    said, levels = read([*((row.text, row.risk) for row in rows), *more])
     save_net(replace(fit_net(said, levels), threshold=any_risk), args.net)
     print(f"written: {args.out}, {args.net}")
 

