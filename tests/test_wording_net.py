@@ -100,10 +100,7 @@ def test_vectors_of_like_words_are_near() -> None:
 
 
 def test_any_risk_is_read_from_words_without_a_pattern() -> None:
-    text = (
-        "Since my brother's funeral I sit in his car every evening until it is dark, and the days "
-        "just go by."
-    )
+    text = "He locks me in the flat when he goes out and takes my phone."
     assert not pattern_cues(text)
     reading = message_risk([{"role": "user", "content": text}])
     assert reading.risk == "elevated" and reading.cues[0].startswith("wording: ")
