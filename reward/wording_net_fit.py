@@ -162,22 +162,21 @@ def _begun(
 
 
 def _fitted(rows: Sequence[Rows], told: np.ndarray, n_known: int, course: Course, seed: int) -> Net:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _Trained(n_known, int(told.max()) + 1)
-        weights = [weight for weight in net.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, RATE, weight_decay=DECAY)
-        epochs = range(course.epochs)
-        steps = [batch for epoch in epochs for batch in _batches(rows, course, (seed, epoch))]
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=len(steps) + 1)
-        for batch in steps:
-            scores = net(*_padded([rows[i] for i in batch]))
-            labels = torch.from_numpy(told[batch])
-            loss = F.cross_entropy(scores, labels, label_smoothing=SMOOTHING)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    torch.manual_seed(seed)
+    net = _Trained(n_known, int(told.max()) + 1)
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, RATE, weight_decay=DECAY)
+    epochs = range(course.epochs)
+    steps = [batch for epoch in epochs for batch in _batches(rows, course, (seed, epoch))]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=len(steps) + 1)
+    for batch in steps:
+        scores = net(*_padded([rows[i] for i in batch]))
+        labels = torch.from_numpy(told[batch])
+        loss = F.cross_entropy(scores, labels, label_smoothing=SMOOTHING)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     return net.weights()
 
 

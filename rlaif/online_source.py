@@ -148,9 +148,9 @@ class Asking(TrlSums):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self.control.should_save = False  # what is logged is of before the look, saved is after it
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if self.keeper:
-            self.keeper.hold()
         if self.looks.due(self.state.global_step):
+            if self.keeper:
+                self.keeper.hold()
             self.looks.look(self.state.global_step)
         if self.looks.alarm is not None:  # the end is saved with its last line of metrics
             self.control.should_training_stop = True

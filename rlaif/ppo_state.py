@@ -153,7 +153,8 @@ def _of_rollout(run: Ppo, rollout: Rollout) -> dict[str, Any]:
 
 def resume(run: Ppo) -> None:
     """Go on from the newest checkpoint that verifies, where there is one."""
-    stage, told = run.job.stage, list[Any]([None])
+    stage = run.job.stage
+    told: list[Any] = [None]
     if stage.is_main:
         found = checkpoints.newest(stage.path(checkpoints.FOLDER), facts(run))
         if found.checkpoint is not None or found.passed_over:
