@@ -4,7 +4,7 @@ Detection is deterministic and happens before anything else is read, in the repl
 person wrote, because either may carry it. Four things give it away: what no counsellor types
 (marks of roles, markup, fields of a verdict), letters that are hidden, disguised or encoded,
 sentences about grading, graders and the text itself (`assets/injection.yaml`), and wording that is
-like that of known attacks (`reward/wording.py`, fitted by `scripts/fit_injection.py`).
+like that of known attacks (`reward/wording.py`, fitted by `reward/injection_fit.py`).
 """
 
 import base64
@@ -81,11 +81,13 @@ class WrittenText:
     Attributes:
         directed: Whether it is for the judge; others only share words with such texts.
         family: What kind of attack, or of ordinary sentence, it is.
+        author: Whose wording it is, where that is known.
     """
 
     text: str
     directed: bool
     family: str
+    author: str = ""
 
 
 def _plain_letters(text: str) -> str:

@@ -32,10 +32,10 @@ class EmbeddedEvaluator:
 
     Example:
         >>> EmbeddedEvaluator().name
-        'embedded-11'
+        'embedded-12'
     """
 
-    name = "embedded-11"
+    name = "embedded-12"
 
     def __init__(self, rubric: Path = DEFAULT_RUBRIC) -> None:
         """Load a rubric.

@@ -4,34 +4,39 @@ Not here: the fits (`reward.wording_fit`, `reward.wording_net_fit`).
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy import optimize
 
 from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage, near_copies
-from reward.risk import (
-    LEVELS,
-    beside_concern,
-    beside_words,
-    concern_log_odds,
-    crisis_log_odds,
-    plain_words,
-)
+from reward.risk import LEVELS
+from reward.risk_cues import FAMILIES, families, pattern_cues, plain_words
+from reward.risk_evidence import EVIDENCE, Weighing, Weighings, assemble, few_words
 from reward.wording import Message
-from reward.wording_fit import cross_scores
-from reward.wording_net_fit import cross_shares
+from reward.wording_fit import cross_scores, folds, hundredth
+from reward.wording_net_fit import cross_nets
 from sft.data import Risk
 from sft.files import read_rows
 
 Told = tuple[str, Risk]  # a message and its risk
 AMID = "amid "  # before the kind of a message that stands amid everyday ones
-SHORT = 60  # words of the longest that does
+LETTER = "letter "  # before the kind of a message of 60 to 260 words about several things
+PROJECT = "project"  # author of the demonstrations: of these no kind is known
+SHORT = 60  # words of the longest message that stands amid others
 _SHARE, _MOST_AROUND = 0.4, 4  # of the messages, and everyday ones around each
 _EVERYDAY = 40  # words of the longest of these
 CRISIS = LEVELS.index("crisis")
+# How much each kind counts where evidence is weighed. Plain statements count for more than hints,
+# because to miss one is worse; elevated risk that is called a crisis harms little.
+_FOR_CRISIS = {"explicit": 3.0, "indirect": 1.0, "elevated": 0.3, "everyday": 1.0, "idiom": 1.0}
+_FOR_RISK = {"explicit": 1.0, "indirect": 1.0, "elevated": 1.5, "everyday": 1.0, "idiom": 1.0}
+# A cue of danger never speaks against it, though near twins that have it are many here.
+_CUES = [name in FAMILIES for name in EVIDENCE]
+_EACH = 1000.0  # what all messages of a kind count together, against the penalty of the weights
 
 
 def apart(rows: Sequence[WrittenMessage], tests: Path) -> list[WrittenMessage]:
@@ -81,16 +86,16 @@ def _ended(text: str) -> str:
     return text if text.rstrip()[-1:] in ".!?" else f"{text}."
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Log-odds of each message by readings that know nothing of its author, (messages,) each."""
+def cross_evidence(rows: Sequence[WrittenMessage], more: Sequence[Told]) -> np.ndarray:
+    """Return the evidence in each message by readings that know nothing of its author.
 
-    crisis: np.ndarray
-    concern: np.ndarray
+    Args:
+        rows: Messages.
+        more: Messages that every fold is fitted on besides.
 
-
-def cross_read(rows: Sequence[WrittenMessage], more: Sequence[Told]) -> Scores:
-    """Return each message's scores; `more` are messages that every fold is fitted on besides."""
+    Returns:
+        (messages, evidence), see `reward.risk_evidence.EVIDENCE`.
+    """
     said, levels = read([(row.text, row.risk) for row in rows])
     units = [row.author or str(at) for at, row in enumerate(rows)]
     others = list(zip(*read(more), strict=True))
@@ -102,19 +107,126 @@ def cross_read(rows: Sequence[WrittenMessage], more: Sequence[Told]) -> Scores:
         # It takes all sentences of a crisis for signs of one.
         only_read=[row.kind.startswith(AMID) for row in rows],
     )
-    shares = cross_shares(said, levels, others, units)
-    beside = np.array([beside_words(row.text) for row in rows])
-    cues = np.array([beside_concern(row.text) for row in rows])
-    crisis = np.array(linear) + beside + crisis_log_odds(shares)
-    return Scores(crisis, concern_log_odds(shares) + cues)
+    found = np.zeros((len(rows), len(EVIDENCE)))
+    for out, net in cross_nets(said, levels, others, units):
+        for i in out:
+            cues = families(pattern_cues(rows[i].text))
+            found[i] = assemble(said[i], cues, linear[i], net.log_shares)
+    return found
 
 
-def least(scores: np.ndarray, share: float) -> float:
-    """Return the least threshold that at most a share of the scores reaches.
+@dataclass(frozen=True)
+class Weighed:
+    """Weighings, and what each message came to by weights that know nothing of its author.
+
+    Attributes:
+        weighings: Fitted on all messages.
+        crisis: (messages,) log-odds that a message tells of a crisis.
+        any_risk: (messages,) log-odds that it tells of any risk.
+    """
+
+    weighings: Weighings
+    crisis: np.ndarray
+    any_risk: np.ndarray
+
+
+def weigh(
+    rows: Sequence[WrittenMessage], evidence: np.ndarray, false_alarms: float, concerns: float
+) -> Weighed:
+    """Fit how the evidence of messages by known authors is weighed.
+
+    Messages alone, amid others and letters count the same, and so do everyday trouble and figures
+    of speech: there are many more of some than a service gets. Each threshold is the least at which
+    the given share of harmless ones is called so, the mean of the three.
 
     Args:
-        scores: Of messages that are not of the sort to be found, log-odds; infinite ones, which
-            patterns alone decide on, are left out.
+        rows: Messages.
+        evidence: (messages, evidence) of them.
+        false_alarms: Share of harmless messages that may be called a crisis, 0..1.
+        concerns: Share of them that may be called any risk, 0..1.
+    """
+    used = np.array([row.author not in ("", PROJECT) for row in rows])
+    used &= np.array([not few_words(plain_words(row.text)) for row in rows])
+    crisis, crisis_scores = _weighing(rows, evidence, used, ("crisis",), _FOR_CRISIS, false_alarms)
+    risky: tuple[Risk, ...] = ("elevated", "crisis")
+    any_risk, risk_scores = _weighing(rows, evidence, used, risky, _FOR_RISK, concerns)
+    return Weighed(Weighings(crisis, any_risk), crisis_scores, risk_scores)
+
+
+def _weighing(
+    rows: Sequence[WrittenMessage],
+    evidence: np.ndarray,
+    used: np.ndarray,
+    sought: Sequence[Risk],
+    importance: Mapping[str, float],
+    share: float,
+) -> tuple[Weighing, np.ndarray]:
+    signs = np.array([1.0 if row.risk in sought else -1.0 for row in rows])
+    kinds = np.array([row.kind if use else "" for row, use in zip(rows, used, strict=True)])
+    counts = np.zeros(len(rows))
+    for kind in {*kinds} - {""}:
+        same = kinds == kind
+        counts[same] = _EACH * importance[kind.removeprefix(AMID).removeprefix(LETTER)] / same.sum()
+    scores = np.full(len(rows), -np.inf)
+    for out in folds([row.author or str(at) for at, row in enumerate(rows)]):
+        kept = np.setdiff1d(np.arange(len(rows)), out)
+        weights, bias = weighted_logistic(evidence[kept], signs[kept], counts[kept], _CUES)
+        scores[out] = evidence[out] @ weights + bias
+    weights, bias = weighted_logistic(evidence, signs, counts, _CUES)
+    harmless = used & np.array([row.risk == "none" for row in rows])
+    threshold = hundredth(least([scores[harmless & place] for place in _places(rows)], share))
+    return Weighing(weights, bias, threshold), scores
+
+
+def _places(rows: Sequence[WrittenMessage]) -> list[np.ndarray]:
+    """Return which messages stand amid others, which are letters, and which neither."""
+    amid_others = np.array([row.kind.startswith(AMID) for row in rows])
+    letters = np.array([row.kind.startswith(LETTER) for row in rows])
+    places = [amid_others, letters & ~amid_others, ~amid_others & ~letters]
+    return [place for place in places if place.any()]
+
+
+def least(groups: Sequence[np.ndarray], share: float) -> float:
+    """Return the least threshold that, in the mean of the groups, a share of scores reaches.
+
+    Args:
+        groups: Scores of messages that are not of the sort to be found; each group counts the same.
         share: That may be called so, 0..1.
     """
-    return float(np.quantile(scores[np.isfinite(scores)], 1 - share, method="higher"))
+    counts = np.concatenate([np.full(len(group), 1 / len(group)) for group in groups])
+    scores = np.concatenate(list(groups))
+    order = np.argsort(-scores)
+    above = np.cumsum(counts[order]) / len(groups)
+    last = int(np.searchsorted(above, share, side="right")) - 1
+    return float(scores[order][max(0, last)])
+
+
+def weighted_logistic(
+    evidence: np.ndarray, signs: np.ndarray, counts: np.ndarray, never_against: Sequence[bool]
+) -> tuple[np.ndarray, float]:
+    """Fit a logistic regression to rows that count differently, ridge penalty 1 on scaled columns.
+
+    Args:
+        evidence: (rows, columns).
+        signs: (rows,) -1 or 1.
+        counts: (rows,) how much each counts; 0 = not at all.
+        never_against: (columns,) whose weights are never below 0.
+
+    Returns:
+        Weights (columns,) and bias.
+    """
+    some = counts > 0
+    mean, spread = evidence[some].mean(axis=0), evidence[some].std(axis=0) + 1e-9
+    scaled, sign, count = (evidence[some] - mean) / spread, signs[some], counts[some]
+
+    def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (scaled @ point[:-1] + point[-1])
+        pull = -count * sign / (1 + np.exp(np.minimum(margin, 500)))
+        value = count @ np.logaddexp(0, -margin) + point[:-1] @ point[:-1] / 2
+        return float(value), np.append(scaled.T @ pull + point[:-1], pull.sum())
+
+    start = np.zeros(evidence.shape[1] + 1)
+    bounds = [*((0.0, None) if sign else (None, None) for sign in never_against), (None, None)]
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    weights = found[:-1] / spread
+    return weights, float(found[-1] - weights @ mean)

@@ -170,10 +170,13 @@ def fit(
 
 
 def folds(units: Sequence[str], seed: int = 0) -> list[np.ndarray]:
-    """Return the numbers of the messages that each fold leaves out; a unit stays together."""
+    """Return the numbers of the messages that each fold leaves out; a unit stays together.
+
+    Where there are fewer units than folds, each is left out alone.
+    """
     order = list(dict.fromkeys(units))
     random.Random(seed).shuffle(order)
-    left_out = [set(order[fold::FOLDS]) for fold in range(FOLDS)]
+    left_out = [set(order[fold::FOLDS]) for fold in range(min(FOLDS, len(order)))]
     return [np.flatnonzero([unit in out for unit in units]) for out in left_out]
 
 

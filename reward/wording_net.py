@@ -98,12 +98,10 @@ class WordingNet:
     Attributes:
         known: Row in `Net.own` of each word that the fitted texts have often.
         nets: The networks.
-        threshold: Of the score that its user makes of the classes.
     """
 
     known: Mapping[str, int]
     nets: tuple[Net, ...]
-    threshold: float
 
     def log_shares(self, message: Message) -> np.ndarray:
         """Return the mean of the networks' log-probabilities of each class: (classes,).
@@ -144,18 +142,17 @@ def load_net(path: Path = NETWORKS) -> WordingNet:
     """Read the fitted weights; nothing is unpickled."""
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    threshold = float(arrays.pop("threshold"))
     known = {word: at for at, word in enumerate(arrays.pop("known").tolist(), 2)}
     nets = []
     for at in range(len(arrays) // len(_names(0))):
         own, out, bias, *rest = (arrays[name].astype(np.float32) for name in _names(at))
         nets.append(Net(own, tuple(rest[::2]), tuple(rest[1::2]), out, bias))
-    return WordingNet(known, tuple(nets), threshold)
+    return WordingNet(known, tuple(nets))
 
 
 def save_net(net: WordingNet, path: Path) -> None:
     """Write the weights in 16 bits."""
-    arrays = {"known": np.array(list(net.known)), "threshold": np.array(net.threshold)}
+    arrays = {"known": np.array(list(net.known))}
     for at, one in enumerate(net.nets):
         pairs = zip(one.kernels, one.offsets, strict=True)
         parts = [one.own, one.out, one.bias, *(part for pair in pairs for part in pair)]

@@ -86,7 +86,7 @@ def fit_net(
     n_nets: int = N_NETS,
     course: Course = COURSE,
 ) -> WordingNet:
-    """Fit networks that tell the classes of texts apart; the threshold is left at 0.
+    """Fit networks that tell the classes of texts apart.
 
     The same texts give the same weights on the same machine, however many processes fit.
 
@@ -100,15 +100,15 @@ def fit_net(
         return _begun(workers, messages, classes, n_nets, course)()
 
 
-def cross_shares(
+def cross_nets(
     messages: Sequence[Message],
     classes: Sequence[int],
     more: Sequence[tuple[Message, int]],
     families: Sequence[str],
     n_nets: int = N_NETS,
     course: Course = COURSE,
-) -> np.ndarray:
-    """Return each text's log-probabilities by networks that know nothing of its family.
+) -> Iterator[tuple[np.ndarray, WordingNet]]:
+    """Yield networks that know nothing of some families, with the numbers of these texts.
 
     Args:
         messages: Texts.
@@ -117,11 +117,7 @@ def cross_shares(
         families: Of each text; a family is left out as a whole.
         n_nets: Networks.
         course: How long each learns.
-
-    Returns:
-        (texts, classes).
     """
-    found = np.zeros((len(messages), max(classes) + 1))
     begun = []
     with _workers() as workers:
         for out in folds(families):
@@ -130,9 +126,7 @@ def cross_shares(
             told = [*(classes[i] for i in kept), *(label for _, label in more)]
             begun.append((out, _begun(workers, texts, told, n_nets, course)))
         for out, ended in begun:
-            net = ended()
-            found[out] = [net.log_shares(messages[i]) for i in out]
-    return found
+            yield out, ended()
 
 
 def _workers() -> ProcessPoolExecutor:
@@ -158,7 +152,7 @@ def _begun(
     told = np.asarray(classes)
     fixed = (rows, told, len(known), course)
     begun = [workers.submit(_fitted, *fixed, seed) for seed in range(n_nets)]
-    return lambda: WordingNet(place, tuple(each.result() for each in begun), 0.0)
+    return lambda: WordingNet(place, tuple(each.result() for each in begun))
 
 
 def _fitted(rows: Sequence[Rows], told: np.ndarray, n_known: int, course: Course, seed: int) -> Net:

@@ -1,4 +1,4 @@
-"""Fit the readings of a message's wording and choose their thresholds by cross-validation.
+"""Fit the readings of a message, how their evidence is weighed, and the thresholds.
 
     python scripts/fit_risk.py
 
@@ -9,15 +9,17 @@ held-out messages (part "blind") are left out.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage
-from reward.risk_fit import CRISIS, SHORT, Told, amid, cross_read, least, look, read, written
+from reward.risk_evidence import WEIGHTS as WEIGHINGS
+from reward.risk_evidence import save_weighings
+from reward.risk_fit import CRISIS, PROJECT, Told, amid, cross_evidence, look, read, weigh, written
 from reward.wording import WEIGHTS, save_wording
-from reward.wording_fit import fit, hundredth
+from reward.wording_fit import fit
 from reward.wording_net import NETWORKS, save_net
 from reward.wording_net_fit import fit_net
 from sft.curate import project_demonstrations
@@ -39,41 +41,34 @@ def longer() -> list[WrittenMessage]:
     """Return the user turns of each of the project's demonstrations that tells of no risk."""
     prompts = {d.prompt_id: d.prompt for d in project_demonstrations() if d.risk == "none"}
     texts = ["\n".join(m["content"] for m in p if m["role"] == "user") for p in prompts.values()]
-    return [WrittenMessage(text, "none", "longer", "look", "project") for text in texts]
+    return [WrittenMessage(text, "none", "longer", "look", PROJECT) for text in texts]
 
 
 def main() -> None:
     """Fit, say what cross-validation found, and write the weights."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    told = "share of messages without risk that wording may call {}, 0..1"
-    parser.add_argument("--false_alarms", type=float, default=0.1, help=told.format("crises"))
-    parser.add_argument("--concerns", type=float, default=0.07, help=told.format("risky at all"))
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the linear weights")
-    parser.add_argument("--net", type=Path, default=NETWORKS, help="file of the networks")
+    told = "share of harmless messages, by authors left out, that may be called {}, 0..1"
+    parser.add_argument("--false_alarms", type=float, default=0.13, help=told.format("a crisis"))
+    parser.add_argument("--concerns", type=float, default=0.15, help=told.format("any risk"))
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder of the weights")
     args = parser.parse_args()
     alone, more = [*written(TESTS), *longer()], taught()
     rows = [*alone, *amid(alone)]
-    scores = cross_read(rows, more)
-    # Only of an author who was left out is it known how new wording is read.
-    new = np.array([bool(row.author) for row in rows])
-    calm = new & np.array([row.risk == "none" for row in rows])
-    crisis = hundredth(least(scores.crisis[calm], args.false_alarms))
-    any_risk = hundredth(least(scores.concern[calm], args.concerns))
-    print(f"thresholds: {crisis} for a crisis, {any_risk} for any risk")
-    print(f"by author left out, up to {SHORT} words and longer: read as a crisis, at any risk")
-    danger = scores.crisis >= crisis
-    reads = (danger, danger | (scores.concern >= any_risk))
-    brief = np.array([len(row.text.split()) <= SHORT for row in rows])
-    for kind in dict.fromkeys(row.kind for row in rows):
-        here = new & np.array([row.kind == kind for row in rows])
-        parts = [reading[here & some] for some in (brief, ~brief) for reading in reads]
-        print(f"  {kind:13}", *(f"{p.mean() if p.size else 0:6.1%} of {p.size}" for p in parts))
+    found = weigh(rows, cross_evidence(rows, more), args.false_alarms, args.concerns)
+    save_weighings(found.weighings, args.out / WEIGHINGS.name)
+    limits = (found.weighings.crisis.threshold, found.weighings.any_risk.threshold)
+    print(f"thresholds: {limits[0]} for a crisis, {limits[1]} for any risk")
+    print("by author left out: read as a crisis, at any risk, of how many")
+    danger = found.crisis >= limits[0]
+    reads = (danger, danger | (found.any_risk >= limits[1]))
+    for kind in dict.fromkeys(row.kind for row in rows if row.author):
+        here = np.array([row.kind == kind and bool(row.author) for row in rows])
+        print(f"  {kind:16}", *(f"{reading[here].mean():6.1%}" for reading in reads), here.sum())
     said, levels = read([*((row.text, row.risk) for row in alone), *more])
-    linear = fit(said, [level == CRISIS for level in levels])
-    save_wording(replace(linear, threshold=crisis), args.out)
+    save_wording(fit(said, [level == CRISIS for level in levels]), args.out / WEIGHTS.name)
     said, levels = read([*((row.text, row.risk) for row in rows), *more])
-    save_net(replace(fit_net(said, levels), threshold=any_risk), args.net)
-    print(f"written: {args.out}, {args.net}")
+    save_net(fit_net(said, levels), args.out / NETWORKS.name)
+    print(f"written: {args.out}")
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def test_a_recipe_names_a_panel(tmp_path, capsys):
         ("b", "http://localhost:8001/v1"),
         ("org/c@v2", "http://localhost:8000/v1"),
     ]
-    assert panel.name == "panel(openai:a, embedded-11, openai:b, openai:org/c@v2)"
+    assert panel.name == "panel(openai:a, embedded-12, openai:b, openai:org/c@v2)"
     assert "panel=embedded,b@http://localhost:8001/v1,org/c@v2" in capsys.readouterr().out
 
 

@@ -137,7 +137,7 @@ def test_every_stage_finishes_with_its_manifest_and_figures(run: Run) -> None:
     assert "12 of the practice clinic as they are" in said["finetune"]
     assert "8 prompts x 6 = 48 candidates" in said["generate"]
     assert "16 borrowed from messages of another risk" in said["generate"]
-    assert "48 candidates judged by embedded-11" in said["score"]
+    assert "48 candidates judged by embedded-12" in said["score"]
     assert "beside them 16 borrowed" in said["score"]
     assert re.search(r"pass 1: .* = 8 rewritten", said["refine"])
     assert "against borrowed replies) + " in said["pair"]

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from reward import wording_net_fit
-from reward.risk import concern_score, message_risk, pattern_cues
+from reward.risk import message_risk, risk_scores
+from reward.risk_cues import pattern_cues
 from reward.wording_net import PIECE, load_net, load_vectors, rows_of, save_net
-from reward.wording_net_fit import Course, cross_shares, fit_net
+from reward.wording_net_fit import Course, cross_nets, fit_net
 
 ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "goat", "rabbit", "pig")
 TOOLS = ("hammer", "drill", "saw", "screwdriver", "ladder", "shovel", "chisel", "axe")
@@ -59,8 +60,9 @@ def test_cross_validation_knows_nothing_of_a_family_left_out() -> None:
     families = [message[0][1] for message in SAID]
     # Labels that only the word itself tells: who has not seen it cannot know.
     told = [int(word in ("dog", "hammer")) for word in families]
-    found = cross_shares(SAID, told, [], families, n_nets=1, course=SMALL)
-    assert found.shape == (len(SAID), 2)
+    found = np.zeros((len(SAID), 2))
+    for out, net in cross_nets(SAID, told, [], families, n_nets=1, course=SMALL):
+        found[out] = [net.log_shares(SAID[at]) for at in out]
     seen = fit_net(SAID, told, n_nets=1, course=SMALL)
     left_out = [found[at, 1] for at, label in enumerate(told) if label]
     known = [seen.log_shares(SAID[at])[1] for at, label in enumerate(told) if label]
@@ -68,9 +70,9 @@ def test_cross_validation_knows_nothing_of_a_family_left_out() -> None:
 
 
 def test_stored_weights_read_alike(toy, tmp_path: Path) -> None:
-    save_net(replace(toy, threshold=0.25), tmp_path / "net.npz")
+    save_net(toy, tmp_path / "net.npz")
     stored = load_net(tmp_path / "net.npz")
-    assert stored.threshold == 0.25 and stored.known == toy.known
+    assert stored.known == toy.known
     for message in SAID[:16]:
         assert stored.log_shares(message) == pytest.approx(toy.log_shares(message), abs=0.01)
 
@@ -102,4 +104,5 @@ def test_any_risk_is_read_from_words_without_a_pattern() -> None:
     assert not pattern_cues(text)
     reading = message_risk([{"role": "user", "content": text}])
     assert reading.risk == "elevated" and reading.cues[0].startswith("wording: ")
-    assert concern_score(text) > concern_score("I have left the house early for a run by the sea.")
+    calm = "I have left the house early for a run by the sea."
+    assert risk_scores(text)[1] > risk_scores(calm)[1]
