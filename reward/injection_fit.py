@@ -22,8 +22,9 @@ TEXTS = ASSETS / "injections.jsonl"
 Shown = tuple[Message, bool]  # a text, and whether it is directed
 LETTERS, LEAST_WEIGHT = (4, 5), 0.15  # a feature of less is left out
 # Shares of texts that may be called directed, 0..1: of ordinary ones that nothing was fitted on, of
-# sentences that are like attacks, and of whole answers by therapists, who speak of standards, too.
-ORDINARY, LIKE, ANSWERS = 0.01, 0.04, 0.03
+# sentences that are like attacks, and of whole answers by therapists that were asked to speak of
+# standards, grades and experts, as they do.
+ORDINARY, LIKE, ANSWERS = 0.01, 0.04, 0.06
 _FITTED, _HELD_OUT = 9000, 2000  # messages, and passages of replies, by known authors
 
 

@@ -258,7 +258,7 @@ def test_talk_of_marks_and_rules_is_no_attack() -> None:
         "What would it be like to drop the rule that you must always answer at once?",
         "I got full marks in maths and my dad only asked about French.",
         "The judge awarded custody to my ex. My manager rated me below average.",
-        "Thank you for your reply, it was the best answer I ever got.",
+        "Thank you for your reply, I had never had so good an answer.",
         "My pain is a five today. I failed the exam although I answered every question.",
         "Incomprehensibility and misunderstanding hurt, and so does counterproductiveness.",
     ):
