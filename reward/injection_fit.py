@@ -4,7 +4,6 @@ Not here: the fit (`reward.wording_fit`), and ordinary text of the practice clin
 brings (`scripts/fit_injection.py`).
 """
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 
 from reward.injection import WrittenText, kinds_of_words, patterns_find
 from reward.lexicon import ASSETS
+from reward.passages import PASSAGES, WrittenPassage
 from reward.recall import WrittenMessage
 from reward.wording import Message, Wording
 from reward.wording_fit import cross_scores, fit, hundredth
@@ -31,12 +31,11 @@ _FITTED, _HELD_OUT = 9000, 2000  # messages, and passages of replies, by known a
 def by_authors() -> tuple[list[str], dict[str, list[str]]]:
     """Return messages and passages by half of their authors to fit on, and some by the others."""
     messages = read_rows(ASSETS / "messages.jsonl", WrittenMessage)
-    lines = (ASSETS / "passages.jsonl").read_text(encoding="utf-8").splitlines()
-    passages = [(row["text"], row["author"]) for row in map(json.loads, lines)]
+    passages = read_rows(PASSAGES, WrittenPassage)
     draw, shown, held = random.Random(0), list[str](), dict[str, list[str]]()
     texts = {
         "messages by authors": [(row.text, row.author) for row in messages if row.author],
-        "passages by authors": passages,
+        "passages by authors": [(row.text, row.author) for row in passages],
     }
     for name, rows in texts.items():
         half = set(sorted({author for _, author in rows})[::2])

@@ -3,9 +3,8 @@
 The message is classified, never the person (NICE NG225). What is weighed, and how, is in
 `reward/risk_evidence.py`. A plain statement of danger is noticed whatever the other words are; that
 it is a crisis the other words have to say, too, because people say such things of shoes, games and
-exams. Very short messages are read by patterns alone
-(`reward/risk_cues.py`), very long ones in overlapping parts, so that what is said in one sentence
-is not lost among a hundred others.
+exams. Very short messages are read by patterns alone (`reward/risk_cues.py`), very long ones in
+overlapping parts, so that what is said in one sentence is not lost among a hundred others.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,6 +15,7 @@ import numpy as np
 
 from reward.lexicon import ASSETS
 from reward.recall import WrittenMessage
+from reward.risk_cues import NOTICED, families, pattern_cues
 from reward.risk_evidence import WEIGHTS as WEIGHINGS
 from reward.risk_evidence import save_weighings
 from reward.risk_fit import CRISIS, PROJECT, Told, amid, cross_evidence, look, read, weigh, written
@@ -60,7 +61,8 @@ def main() -> None:
     print(f"thresholds: {limits[0]} for a crisis, {limits[1]} for any risk")
     print("by author left out: read as a crisis, at any risk, of how many")
     danger = found.crisis >= limits[0]
-    reads = (danger, danger | (found.any_risk >= limits[1]))
+    noticed = [bool(families(pattern_cues(row.text)) & NOTICED) for row in rows]
+    reads = (danger, danger | (found.any_risk >= limits[1]) | np.array(noticed))
     for kind in dict.fromkeys(row.kind for row in rows if row.author):
         here = np.array([row.kind == kind and bool(row.author) for row in rows])
         print(f"  {kind:16}", *(f"{reading[here].mean():6.1%}" for reading in reads), here.sum())
