@@ -174,7 +174,8 @@ def _weighing(
         scores[out] = evidence[out] @ weights + bias
     weights, bias = weighted_logistic(evidence, signs, counts, _CUES)
     harmless = used & np.array([row.risk == "none" for row in rows])
-    threshold = hundredth(least([scores[harmless & place] for place in _places(rows)], share))
+    calm = [scores[harmless & place] for place in _places(rows)]
+    threshold = hundredth(least([group for group in calm if group.size], share))
     return Weighing(weights, bias, threshold), scores
 
 
@@ -182,8 +183,7 @@ def _places(rows: Sequence[WrittenMessage]) -> list[np.ndarray]:
     """Return which messages stand amid others, which are letters, and which neither."""
     amid_others = np.array([row.kind.startswith(AMID) for row in rows])
     letters = np.array([row.kind.startswith(LETTER) for row in rows])
-    places = [amid_others, letters & ~amid_others, ~amid_others & ~letters]
-    return [place for place in places if place.any()]
+    return [amid_others, letters, ~amid_others & ~letters]
 
 
 def least(groups: Sequence[np.ndarray], share: float) -> float:
